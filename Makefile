@@ -1,0 +1,49 @@
+# Two commands: `make demo` and `make test`. Each makes its own environment first; all it needs is Python >= 3.11.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN_DIR ?= runs/demo
+STEPS ?=
+
+.PHONY: help env env-demo demo test test-slow test-gpu lint format clean
+
+help:  ## what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer; set PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp per set of extras, so that a second call installs nothing.
+$(VENV)/.installed-%: setup.cfg constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+env: $(VENV)/.installed-test  ## make the environment of `make test`
+
+env-demo: $(VENV)/.installed-demo  ## make the environment of `make demo`
+
+demo: env-demo  ## pretrain on a CPU, judge, generate in every modality, write runs/demo/report.html
+	$(BIN)/aromni demo --run-dir $(RUN_DIR) $(if $(STEPS),--steps $(STEPS))
+
+test: env  ## the tests (under 15 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-slow: env  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: env  ## the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/.installed-lint  ## ruff and type checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy aromni_jax
+
+format: $(VENV)/.installed-lint  ## let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and the demo's run
+	rm -rf $(VENV) $(RUN_DIR)

@@ -1,0 +1,1 @@
+"""The `aromni` command: one file per subcommand."""

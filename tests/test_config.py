@@ -1,0 +1,80 @@
+import pytest
+from ml_collections import ConfigDict
+
+from aromni_jax.config import RunConfig, load_config
+from aromni_jax.errors import UserError
+
+MODEL = {"vocab_size": 10, "dim": 4, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 2, "ffn_dim": 8}
+
+
+def test_dict_round_trip():
+    config = RunConfig.from_dict({"model": MODEL, "loss": {"response_weights": {"chat": 3}, "z_loss": 1}})
+    assert RunConfig.from_dict(config.to_dict()) == config
+    assert config.loss.response_weights == {"chat": 3.0}
+    assert isinstance(config.loss.z_loss, float)
+
+
+def test_config_dict_is_frozen_into_the_same_thing():
+    assert RunConfig.from_config_dict(ConfigDict({"model": MODEL})) == RunConfig.from_dict({"model": MODEL})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modle": {}}, "unknown config key modle: did you mean model"),
+        ({"model": MODEL | {"dimm": 3}}, "unknown config key model.dimm: did you mean model.dim"),
+        ({"model": MODEL | {"dim": "8"}}, "model.dim: is '8'; expected int"),
+        ({"model": MODEL | {"dim": True}}, "model.dim: is True; expected int"),
+        ({"model": MODEL | {"heads": 3, "kv_heads": 2}}, "model.heads: must be a multiple of kv_heads 2"),
+        ({"model": MODEL | {"norm_order": "post"}}, "model.norm_order: is 'post'; use one of 'pre', 'swin'"),
+        ({"model": MODEL, "loss": {"response_weights": {"asr": 2}}}, "unknown task 'asr'"),
+        ({"model": MODEL, "loss": {"perceptual_tasks": "chat"}}, "expected a list"),
+        ({"model": MODEL, "train": 3}, "config key train: expected a group"),
+        ({"model": {}}, "missing 7 required"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(values, message):
+    with pytest.raises(UserError, match=message):
+        RunConfig.from_dict(values)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(f"def get_config(arg):\n    return {{'model': {MODEL!r}, 'world': arg or 'numbers'}}\n")
+    return path
+
+
+def test_load_with_argument_and_overrides(config_file):
+    config = load_config(f"{config_file}:things", ["train.steps=7", "data.path=rows", "loss.prompt_weight=0"])
+    assert (config.world, config.train.steps, config.data.path, config.loss.prompt_weight) == (
+        "things",
+        7,
+        "rows",
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stps=7", "did you mean train.steps"),
+        ("train.steps", "write it as key.path=value"),
+        ("train.steps=many", "expected int"),
+        ("world.name=x", "world is a value, not a group"),
+    ],
+)
+def test_a_bad_override_is_named(config_file, override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(str(config_file), [override])
+
+
+def test_a_bad_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        load_config(str(tmp_path / "none.py"))
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    with pytest.raises(UserError, match="line 1"):
+        load_config(str(tmp_path / "broken.py"))
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match="get_config"):
+        load_config(str(tmp_path / "empty.py"))
