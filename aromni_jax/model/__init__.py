@@ -1,0 +1,32 @@
+"""The decoder (SPEC 3): parameter table, forward pass, key/value cache."""
+
+from aromni_jax.model.cache import KVCache
+from aromni_jax.model.decoder import Decoder, check_params, forward, logits
+from aromni_jax.model.parameters import (
+    Params,
+    ParamSpec,
+    abstract_params,
+    flatten,
+    flops_per_token,
+    init_params,
+    nest,
+    parameter_counts,
+    parameter_table,
+)
+
+__all__ = [
+    "Decoder",
+    "KVCache",
+    "ParamSpec",
+    "Params",
+    "abstract_params",
+    "check_params",
+    "flatten",
+    "flops_per_token",
+    "forward",
+    "init_params",
+    "logits",
+    "nest",
+    "parameter_counts",
+    "parameter_table",
+]

@@ -1,0 +1,81 @@
+"""Attention behind one function; every backend masks by segment, or is refused.
+
+A query sees a key when the key's slot is not later than its own and both carry the same segment id. That one rule is
+causality, packed rows, padding (segment 0, which sees only padding) and the unused part of a key/value cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from aromni_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Visibility:
+    """Who sees whom: slots (place in the row or in the cache) and segment ids of queries and keys.
+
+    Attributes:
+      query_slots_s: int32 [s]; key slots are 0..t-1.
+      query_segments_bs: int32 [b, s], key_segments_bt: int32 [b, t]; both None when every row is one segment.
+    """
+
+    query_slots_s: jax.Array
+    query_segments_bs: jax.Array | None
+    key_segments_bt: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """An attention implementation.
+
+    Attributes:
+      masks_segments: whether it honours segment ids; one that does not may only run unpacked, unpadded rows.
+      prepare: Visibility and number of keys -> whatever `attend` wants, computed once for all layers.
+      attend: (q [b,s,h,e], k [b,k,t,e], v [b,k,t,e], prepared) -> [b,s,h,e] in the dtype of v.
+    """
+
+    masks_segments: bool
+    prepare: Callable[[Visibility, int], jax.Array]
+    attend: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def backend(name: str, *, segmented: bool) -> Backend:
+    """The backend called `name`.
+
+    Raises:
+      UserError: no such backend, or segment ids are in use and the backend cannot mask them.
+    """
+    if name not in BACKENDS:
+        raise UserError(f"model.attention is {name!r}: use one of {', '.join(sorted(BACKENDS))}")
+    if segmented and not BACKENDS[name].masks_segments:
+        raise UserError(
+            f"model.attention {name!r} cannot mask segments: use 'xla', or rows that are not packed"
+        )
+    return BACKENDS[name]
+
+
+def dense_mask(visibility: Visibility, keys: int) -> jax.Array:
+    """bool [b or 1, s, t], True where the query sees the key."""
+    mask = jnp.arange(keys)[None, None, :] <= visibility.query_slots_s[None, :, None]
+    if visibility.query_segments_bs is None or visibility.key_segments_bt is None:
+        return mask
+    return mask & (visibility.query_segments_bs[:, :, None] == visibility.key_segments_bt[:, None, :])
+
+
+def xla_attend(q_bshe: jax.Array, k_bkte: jax.Array, v_bkte: jax.Array, mask_bst: jax.Array) -> jax.Array:
+    """Reference: whole score matrix, float32 scores and softmax, query heads grouped over key/value heads."""
+    b, s, h, e = q_bshe.shape
+    kv = k_bkte.shape[1]
+    q_bskge = q_bshe.reshape(b, s, kv, h // kv, e)
+    scores = jnp.einsum("bskge,bkte->bkgst", q_bskge, k_bkte, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask_bst[:, None, None], scores * e**-0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_bkte.dtype)
+    return jnp.einsum("bkgst,bkte->bskge", weights, v_bkte).reshape(b, s, h, e)
+
+
+BACKENDS: dict[str, Backend] = {"xla": Backend(masks_segments=True, prepare=dense_mask, attend=xla_attend)}

@@ -1,0 +1,25 @@
+"""Normalisation, computed in float32 and returned in the dtype of the input (SPEC 3.2, 3.3)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def rms_norm(x_bsd: jax.Array, scale_d: jax.Array, eps: float) -> jax.Array:
+    """RMSNorm over the last axis; the normalised value is cast back before it meets the weight."""
+    x32 = x_bsd.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    normed = (x32 * inverse).astype(x_bsd.dtype)
+    return normed * jnp.expand_dims(scale_d.astype(x_bsd.dtype), range(x_bsd.ndim - 1))
+
+
+def head_layer_norm(x_bshe: jax.Array, scale_he: jax.Array, bias_he: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over each head's dimensions, with a weight and a bias per head; float32 result (RoPE follows)."""
+    x32 = x_bshe.astype(jnp.float32)
+    mean = jnp.mean(x32, axis=-1, keepdims=True)
+    centred = x32 - mean
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
+    leading = range(x_bshe.ndim - 2)
+    scale = jnp.expand_dims(scale_he.astype(jnp.float32), leading)
+    return centred * inverse * scale + jnp.expand_dims(bias_he.astype(jnp.float32), leading)

@@ -1,0 +1,152 @@
+"""The parameter table: one row per parameter, from which everything else about parameters is derived.
+
+Shapes, dtypes, logical axes and initialisers stand in `parameter_table` and nowhere else; the Flax declaration
+(`model.decoder.Decoder`), abstract trees, initial values, shardings (`parallel`), counts and FLOPs all read it.
+
+Shape suffixes, in the whole package: b batch, s query position, t key position, d model, h heads, k key/value heads,
+g query heads per key/value head, e head dim, f feed-forward, v vocabulary, l layers, c codebook width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from aromni_jax.config import ModelConfig
+
+Params = dict[str, Any]
+Init = Literal["normal", "ones", "zeros"]
+_STDDEV = 0.02  # of every linear and embedding weight (SPEC 3.1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+    """One parameter: its shape, its dtype, the logical name of each of its axes, and how it starts."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str, ...]
+    init: Init
+
+    def __post_init__(self) -> None:
+        assert len(self.shape) == len(self.axes), (
+            f"{self.shape} needs one logical axis per dimension, got {self.axes}"
+        )
+
+
+def parameter_table(config: ModelConfig) -> dict[str, ParamSpec]:
+    """Path ("layers/attention/query") -> ParamSpec, for every parameter of the decoder (SPEC 3.1 to 3.3).
+
+    Linear weights are [in, out]; parameters of all layers are stacked on axis 0. Query and key rows, and the QK-norm
+    vectors, are in rotate-half order: head_dim = [first of every pair, second of every pair].
+    """
+    d, h, k, e, f = config.dim, config.heads, config.kv_heads, config.head_dim, config.ffn_dim
+
+    def row(shape: tuple[int, ...], axes: tuple[str, ...], init: Init = "normal") -> ParamSpec:
+        return ParamSpec(shape, config.param_dtype, axes, init)
+
+    layer = {
+        "attention_norm/scale": row((d,), ("norm",), "ones"),
+        "attention/query": row((d, h, e), ("embed", "heads", "head_dim")),
+        "attention/key": row((d, k, e), ("embed", "kv_heads", "head_dim")),
+        "attention/value": row((d, k, e), ("embed", "kv_heads", "head_dim")),
+        "attention/query_norm/scale": row((h, e), ("heads", "head_dim"), "ones"),
+        "attention/query_norm/bias": row((h, e), ("heads", "head_dim"), "zeros"),
+        "attention/key_norm/scale": row((k, e), ("kv_heads", "head_dim"), "ones"),
+        "attention/key_norm/bias": row((k, e), ("kv_heads", "head_dim"), "zeros"),
+        "attention/out": row((h, e, d), ("heads", "head_dim", "embed")),
+        "ffn_norm/scale": row((d,), ("norm",), "ones"),
+        "ffn/gate": row((d, f), ("embed", "ffn")),
+        "ffn/up": row((d, f), ("embed", "ffn")),
+        "ffn/down": row((f, d), ("ffn", "embed")),
+    }
+    table = {"embedder/embedding": row((config.vocab_size, d), ("vocab", "embed"))}
+    for path, spec in layer.items():
+        table[f"layers/{path}"] = ParamSpec(
+            (config.layers, *spec.shape), spec.dtype, ("layers", *spec.axes), spec.init
+        )
+    table["final_norm/scale"] = row((d,), ("norm",), "ones")
+    table["head/kernel"] = row((d, config.vocab_size), ("embed", "vocab"))
+    if config.perceptual_dim:
+        c = config.perceptual_dim
+        table["perceptual/kernel"] = row((d, c), ("embed", "codebook"))
+        table["perceptual/bias"] = row((c,), ("codebook",), "zeros")
+    return table
+
+
+def nest(flat: Mapping[str, Any]) -> Params:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    tree: Params = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `nest`."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}/{path}": leaf for path, leaf in flatten(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def init_parameter(path: str, spec: ParamSpec, key: jax.Array) -> jax.Array:
+    """Starting value of one parameter. The key is folded with the path, so a new row changes no other row."""
+    dtype = jnp.dtype(spec.dtype)
+    if spec.init == "ones":
+        return jnp.ones(spec.shape, dtype)
+    if spec.init == "zeros":
+        return jnp.zeros(spec.shape, dtype)
+    key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    return (_STDDEV * jax.random.normal(key, spec.shape, jnp.float32)).astype(dtype)
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Nested dict of starting values. Traceable: `jax.jit(init_params, static_argnums=0, out_shardings=...)`."""
+    return nest({path: init_parameter(path, spec, key) for path, spec in parameter_table(config).items()})
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """Nested dict of `jax.ShapeDtypeStruct`, without shardings."""
+    return nest(
+        {path: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for path, spec in parameter_table(config).items()}
+    )
+
+
+def parameter_counts(config: ModelConfig) -> dict[str, int]:
+    """Parameters by group: embedder, attention, ffn, norms, head, perceptual; and their "total".
+
+    The 7B configuration of SPEC 3.1 counts its QK-norm vectors once per head here (DESIGN 4), not once per layer.
+    """
+    groups = dict.fromkeys(("embedder", "attention", "ffn", "norms", "head"), 0)
+    for path, spec in parameter_table(config).items():
+        names = path.removeprefix("layers/").split("/")
+        group = "norms" if any(name.endswith("norm") for name in names) else names[0]
+        groups[group] = groups.get(group, 0) + math.prod(spec.shape)
+    return {**groups, "total": sum(groups.values())}
+
+
+def flops_per_token(config: ModelConfig, context: float, *, training: bool = True) -> float:
+    """Model FLOPs of one token: 2 per weight of every matrix product, 3 times that for forward and backward.
+
+    Convention ("causal-aware"): attention counts only the keys a causal query may see, `(context + 1) / 2` of them on
+    average for sequences of `context` tokens; the embedding lookup, norms, softmax and recomputation count nothing,
+    and neither does the perceptual projection (it is applied by the loss only).
+    """
+    counts = parameter_counts(config)
+    weights = counts["attention"] + counts["ffn"] + counts["head"]
+    attention = 2 * config.layers * config.heads * config.head_dim * (context + 1) / 2
+    return 2 * (weights + attention) * (3 if training else 1)
