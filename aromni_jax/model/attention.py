@@ -53,9 +53,7 @@ def backend(name: str, *, segmented: bool) -> Backend:
     if name not in BACKENDS:
         raise UserError(f"model.attention is {name!r}: use one of {', '.join(sorted(BACKENDS))}")
     if segmented and not BACKENDS[name].masks_segments:
-        raise UserError(
-            f"model.attention {name!r} cannot mask segments: use 'xla', or rows that are not packed"
-        )
+        raise UserError(f"model.attention {name!r} cannot mask segments: use 'xla', or rows that are not packed")
     return BACKENDS[name]
 
 

@@ -90,9 +90,7 @@ def forward(
             return block(layer, config, x_bsd, angles, attend, shard), None
 
         if config.remat != "none":
-            step = jax.checkpoint(
-                step, policy=_REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers
-            )
+            step = jax.checkpoint(step, policy=_REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
         x_bsd, _ = _over_layers(step, x_bsd, params["layers"], config)
     else:
         x_bsd, cache = _cached_layers(
@@ -155,16 +153,14 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
 class Decoder(nnx.Module):
     """Flax NNX declaration of the decoder: the same tree as `parameter_table`, each leaf an `nnx.Param` with `axes`.
 
-    `graphdef, state = nnx.split(Decoder(config, key))` once; the program works on `state.to_pure_dict()`, a nested dict.
+    `graphdef, state = nnx.split(Decoder(config, key))` once; the program works on `nnx.to_pure_dict(state)`.
     `nnx.eval_shape(lambda: Decoder(config, key))` declares it without memory.
     """
 
     def __init__(self, config: ModelConfig, key: jax.Array) -> None:
         self.config = config
         table = parameter_table(config)
-        variables = {
-            path: nnx.Param(init_parameter(path, spec, key), axes=spec.axes) for path, spec in table.items()
-        }
+        variables = {path: nnx.Param(init_parameter(path, spec, key), axes=spec.axes) for path, spec in table.items()}
         for name, group in nest(variables).items():
             setattr(self, name, _Group(group))
 
@@ -201,6 +197,4 @@ def check_params(params: Params, config: ModelConfig, where: str) -> None:
         if path not in table:
             raise UserError(f"{where}: parameter {path} is unknown to this model configuration")
         if tuple(found[path].shape) != table[path].shape:
-            raise UserError(
-                f"{where}: parameter {path} has shape {found[path].shape}, expected {table[path].shape}"
-            )
+            raise UserError(f"{where}: parameter {path} has shape {found[path].shape}, expected {table[path].shape}")

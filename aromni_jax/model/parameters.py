@@ -35,9 +35,7 @@ class ParamSpec:
     init: Init
 
     def __post_init__(self) -> None:
-        assert len(self.shape) == len(self.axes), (
-            f"{self.shape} needs one logical axis per dimension, got {self.axes}"
-        )
+        assert len(self.shape) == len(self.axes), f"{self.shape} needs one logical axis per dimension, got {self.axes}"
 
 
 def parameter_table(config: ModelConfig) -> dict[str, ParamSpec]:
@@ -68,9 +66,7 @@ def parameter_table(config: ModelConfig) -> dict[str, ParamSpec]:
     }
     table = {"embedder/embedding": row((config.vocab_size, d), ("vocab", "embed"))}
     for path, spec in layer.items():
-        table[f"layers/{path}"] = ParamSpec(
-            (config.layers, *spec.shape), spec.dtype, ("layers", *spec.axes), spec.init
-        )
+        table[f"layers/{path}"] = ParamSpec((config.layers, *spec.shape), spec.dtype, ("layers", *spec.axes), spec.init)
     table["final_norm/scale"] = row((d,), ("norm",), "ones")
     table["head/kernel"] = row((d, config.vocab_size), ("embed", "vocab"))
     if config.perceptual_dim:
@@ -121,9 +117,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 
 def abstract_params(config: ModelConfig) -> Params:
     """Nested dict of `jax.ShapeDtypeStruct`, without shardings."""
-    return nest(
-        {path: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for path, spec in parameter_table(config).items()}
-    )
+    return nest({path: jax.ShapeDtypeStruct(spec.shape, spec.dtype) for path, spec in parameter_table(config).items()})
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
