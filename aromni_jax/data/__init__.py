@@ -1,0 +1,20 @@
+"""Token records, their files, packing, and the batches that training takes."""
+
+from aromni_jax.data.batch import Batch
+from aromni_jax.data.files import read_records, read_reference_shards, write_records
+from aromni_jax.data.manifest import Manifest, read_manifest
+from aromni_jax.data.pipeline import Batches, batches, epoch
+from aromni_jax.data.record import Record
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Manifest",
+    "Record",
+    "batches",
+    "epoch",
+    "read_manifest",
+    "read_records",
+    "read_reference_shards",
+    "write_records",
+]

@@ -1,0 +1,192 @@
+"""Record files: an atomic ArrayRecord writer, a random-access reader, and the reference's JSONL shards."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from aromni_jax.data.record import Record
+from aromni_jax.errors import UserError
+from aromni_jax.vocabulary import JointVocabulary
+
+SUFFIX = ".array_record"
+REFERENCE_MAX_LENGTH = 1299  # SPEC 2.1: kept iff 0 < length < 1300
+
+
+class RecordWriter:
+    """Writes byte records; the file appears under its name only when all of it is on disk.
+
+    Use as a context manager: leaving it by an error removes what was written.
+
+    Raises:
+      UserError: the disk is full, the folder is missing or read-only.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+        self._partial = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            # One record per group: any record is read without its neighbours.
+            self._writer = ArrayRecordWriter(str(self._partial), "group_size:1")
+        except (RuntimeError, OSError) as error:
+            raise self._failed(error) from None
+        if not self._writer.ok():
+            raise self._failed("cannot be opened; is the folder there and writable?")
+
+    def write(self, data: bytes) -> None:
+        """Append one record."""
+        try:
+            self._writer.write(data)
+        except (RuntimeError, OSError) as error:
+            raise self._failed(error) from None
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._writer.close()
+            if kind is None:
+                os.replace(self._partial, self.path)
+        except (RuntimeError, OSError) as problem:
+            if kind is None:  # otherwise the first error is the one to show
+                raise self._failed(problem) from None
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def _failed(self, error: object) -> UserError:
+        reason = str(error).split(";")[0].removeprefix("write() failed: ")
+        return UserError(f"cannot write {self.path}: {reason}")
+
+
+class RecordFile:
+    """Random access to the byte records of one file; safe to use from several threads.
+
+    Raises:
+      UserError: no such file, cut off, or damaged (names file and record).
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+        if not self.path.is_file():
+            raise UserError(f"{self.path}: no such file; make it with `aromni prepare`")
+        self._reader = ArrayRecordReader(str(self.path))
+        if not self._reader.ok():
+            raise UserError(f"{self.path}: cut off or no ArrayRecord file; make it again with `aromni prepare`")
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._reader.num_records()
+
+    def __getitem__(self, index: int) -> bytes:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        try:
+            with self._lock:
+                return self._reader.read([index])[0]
+        except RuntimeError as error:
+            reason = str(error).split(";")[0]
+            raise UserError(f"{self.where(index)}: damaged ({reason})") from None
+
+    def where(self, index: int) -> str:
+        """How error messages name a record of this file."""
+        return f"{self.path} record {index}"
+
+
+class Concatenated:
+    """Several record files seen as one, in order."""
+
+    def __init__(self, files: Sequence[RecordFile]) -> None:
+        self._files = files
+        self._ends = list(itertools.accumulate(map(len, files)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> bytes:
+        file, at = self._place(index)
+        return file[at]
+
+    def where(self, index: int) -> str:
+        """How error messages name a record."""
+        file, at = self._place(index)
+        return file.where(at)
+
+    def _place(self, index: int) -> tuple[RecordFile, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = bisect.bisect_right(self._ends, index)
+        return self._files[which], index - (self._ends[which - 1] if which else 0)
+
+
+def write_records(path: str | os.PathLike[str], records: Sequence[Record]) -> None:
+    """Write a record file; UserError if that fails."""
+    with RecordWriter(path) as writer:
+        for record in records:
+            writer.write(record.to_bytes())
+
+
+def read_records(path: str | os.PathLike[str], vocabulary: JointVocabulary) -> Iterator[Record]:
+    """Every record of a file, checked; UserError names file, record and reason."""
+    file = RecordFile(path)
+    for index in range(len(file)):
+        record = Record.from_bytes(file[index], file.where(index))
+        record.check(vocabulary, f"{file.where(index)} ({record.id})")
+        yield record
+
+
+def read_reference_shards(
+    path: str | os.PathLike[str], vocabulary: JointVocabulary, max_length: int = REFERENCE_MAX_LENGTH
+) -> Iterator[Record | UserError]:
+    """The reference's pretraining shards (SPEC 2.1): one `*.jsonl` file, or all of a folder in order of name.
+
+    Fields: discrete_code, task, response (optional; only its length counts), id (optional). Empty records and those of
+    more than `max_length` tokens are left out, as the reference does.
+
+    Yields:
+      A checked record; or, where a line is bad, the error that says so (file:line), for the caller to raise or count.
+
+    Raises:
+      UserError: no such file or folder, or no shard in it.
+    """
+    path = pathlib.Path(path)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise UserError(f"{path}: no such file, or a folder without *.jsonl")
+    for file in files:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    record = _parse_line(line, vocabulary, f"{file}:{number}", max_length)
+                except UserError as error:
+                    yield error
+                else:
+                    if record is not None:
+                        yield record
+
+
+def _parse_line(line: bytes, vocabulary: JointVocabulary, where: str, max_length: int) -> Record | None:
+    try:
+        fields = json.loads(line)
+        tokens, task = fields["discrete_code"], fields["task"]
+        response = fields.get("response") or []
+        length = len(response)
+        count = len(tokens)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"has no field {error}" if isinstance(error, KeyError) else f"is no JSON record ({error})"
+        raise UserError(f"{where}: {what}") from None
+    if not 0 < count <= max_length:
+        return None
+    # The reference clips a response that is longer than its record (SPEC 4.1: min(k, eligible)).
+    name = f"{where}" if fields.get("id") is None else str(fields["id"])
+    return Record.checked(tokens, task, min(length, count), name, vocabulary, where)

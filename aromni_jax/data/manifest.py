@@ -1,0 +1,206 @@
+"""`manifest.json`: what a prepared data set is, who made it, and what is in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aromni_jax.data.files import SUFFIX, RecordWriter, write_records
+from aromni_jax.data.packing import efficiency
+from aromni_jax.data.record import Record
+from aromni_jax.data.rows import pack
+from aromni_jax.errors import UserError
+from aromni_jax.vocabulary import JointVocabulary, Modality
+
+NAME = "manifest.json"
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Component:
+    """One named part of a split, as a record file and a file of packed rows.
+
+    Attributes:
+      records, rows: file names, relative to the manifest.
+      examples, row_count: how many of each.
+      tokens: real tokens (padding not counted).
+      tokens_by_modality: modality name -> tokens.
+      tasks: task -> {"examples": n, "tokens": n}.
+      efficiency: the fields of `packing.Efficiency`.
+    """
+
+    records: str
+    rows: str
+    examples: int
+    row_count: int
+    tokens: int
+    tokens_by_modality: dict[str, int]
+    tasks: dict[str, dict[str, int]]
+    efficiency: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A prepared data set.
+
+    Attributes:
+      vocabulary: the joint vocabulary of the tokens.
+      codecs: codec name -> fingerprint.
+      sequence_length: tokens of a packed row.
+      request: what was asked for (sizes, seed, mixture, template ...); the same request need not be done again.
+      splits: split -> component name -> Component.
+      statistics: further figures of the preparation (hours of speech, seconds it took ...).
+    """
+
+    vocabulary: JointVocabulary
+    codecs: dict[str, str]
+    sequence_length: int
+    request: dict[str, Any]
+    splits: dict[str, dict[str, Component]]
+    statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """`from_json` is the inverse."""
+        values = dataclasses.asdict(self)
+        values["vocabulary"] = self.vocabulary.to_dict()
+        fingerprint = self.vocabulary.fingerprint()
+        return json.dumps({"version": _VERSION, "vocabulary_fingerprint": fingerprint, **values}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Inverse of `to_json`; UserError prefixed by `where`."""
+        try:
+            values = json.loads(text)
+            version = values.pop("version")
+            values.pop("vocabulary_fingerprint")
+            if version != _VERSION:
+                raise UserError(f"{where}: manifest version {version}, this program reads version {_VERSION}")
+            values["vocabulary"] = JointVocabulary.from_dict(values["vocabulary"])
+            values["splits"] = {
+                split: {name: Component(**fields) for name, fields in components.items()}
+                for split, components in values["splits"].items()
+            }
+            return cls(**values)
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: not a data set manifest ({error}); run `aromni prepare` again") from None
+
+    def components(self, split: str, names: Sequence[str] = ()) -> dict[str, Component]:
+        """The named components of a split (all of them if no name is given); UserError for an unknown one."""
+        if split not in self.splits:
+            raise UserError(f"the data set has no split {split!r}: it has {', '.join(self.splits)}")
+        known = self.splits[split]
+        for name in names:
+            if name not in known:
+                raise UserError(f"the data set has no component {name!r}: it has {', '.join(known)}")
+        return {name: known[name] for name in (names or known)}
+
+    def check_vocabulary(self, vocabulary: JointVocabulary, where: str) -> None:
+        """UserError unless the data was made with `vocabulary`."""
+        made, asked = self.vocabulary.fingerprint(), vocabulary.fingerprint()
+        if made != asked:
+            raise UserError(
+                f"{where}: the data was made with another vocabulary ({made}, {self.vocabulary.size} ids) than the "
+                f"model's ({asked}, {vocabulary.size} ids); prepare it again or use the matching model"
+            )
+
+
+def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
+    """The manifest of a prepared data set; UserError if there is none or it is damaged."""
+    path = pathlib.Path(folder) / NAME
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; {folder} is no prepared data set: make one with `aromni prepare`")
+    return Manifest.from_json(path.read_text(), str(path))
+
+
+def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Write it atomically; it is the last file of a data set, so its presence means that all others are whole."""
+    path = pathlib.Path(folder) / NAME
+    partial = path.with_name(f".{NAME}.partial")
+    try:
+        partial.write_text(manifest.to_json())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def write_component(
+    folder: str | os.PathLike[str],
+    name: str,
+    records: Sequence[Record],
+    *,
+    sequence_length: int,
+    vocabulary: JointVocabulary,
+    seed: int = 0,
+) -> Component:
+    """Write the records, and packed as rows, under `folder`; returns their figures for the manifest.
+
+    Args:
+      name: path of the files below `folder`, without suffix, such as "train/speech_to_text".
+
+    Raises:
+      UserError: a record is longer than a row, or writing fails.
+    """
+    folder = pathlib.Path(folder)
+    records_name, rows_name = f"{name}.records{SUFFIX}", f"{name}.rows{SUFFIX}"
+    (folder / records_name).parent.mkdir(parents=True, exist_ok=True)
+    for record in records:
+        if len(record) > sequence_length:
+            raise UserError(
+                f"{name}: record {record.id} has {len(record)} tokens, a row takes {sequence_length}: "
+                "raise the sequence length"
+            )
+    write_records(folder / records_name, records)
+    row_count = 0
+    with RecordWriter(folder / rows_name) as writer:
+        for row in pack(records, sequence_length, vocabulary, seed):
+            writer.write(row.to_bytes())
+            row_count += 1
+    lengths = np.fromiter(map(len, records), np.int64, len(records))
+    return Component(
+        records=records_name,
+        rows=rows_name,
+        examples=len(records),
+        row_count=row_count,
+        tokens=int(lengths.sum()),
+        tokens_by_modality=_by_modality(records, vocabulary),
+        tasks=_by_task(records),
+        efficiency=dataclasses.asdict(efficiency(lengths, row_count, sequence_length)),
+    )
+
+
+def _by_modality(records: Sequence[Record], vocabulary: JointVocabulary) -> dict[str, int]:
+    tokens = np.concatenate([record.tokens for record in records]) if records else np.zeros(0, np.uint16)
+    counts = np.bincount(vocabulary.modality(tokens), minlength=len(Modality))
+    return {kind.name.lower(): int(counts[kind]) for kind in Modality}
+
+
+def _by_task(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    tasks: dict[str, dict[str, int]] = {}
+    for record in records:
+        figures = tasks.setdefault(record.task, {"examples": 0, "tokens": 0})
+        figures["examples"] += 1
+        figures["tokens"] += len(record)
+    return tasks
+
+
+def totals(components: Mapping[str, Component]) -> dict[str, Any]:
+    """Sums over components: examples, row_count, tokens, tokens_by_modality."""
+    modalities = {kind.name.lower(): 0 for kind in Modality}
+    for component in components.values():
+        for kind, count in component.tokens_by_modality.items():
+            modalities[kind] += count
+    return {
+        "examples": sum(component.examples for component in components.values()),
+        "row_count": sum(component.row_count for component in components.values()),
+        "tokens": sum(component.tokens for component in components.values()),
+        "tokens_by_modality": modalities,
+    }

@@ -1,0 +1,262 @@
+"""From a prepared data set to batches (Grain). Two ways in, one `Batch` out.
+
+Offline: rows packed by `prepare`; a pure `MapDataset`: shuffle, repeat, mix, batch, slice by process. Batch s is a
+function of (seed, s) alone, so the state is the step, a restart costs nothing, and any number of processes that divides
+the batch sees the same global batches. Online: first-fit packing of records while reading, for small data; its state is
+Grain's iterator state and belongs to one process count.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import pathlib
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import absl.flags
+import grain
+import numpy as np
+
+from aromni_jax.config import DataConfig, LossConfig
+from aromni_jax.data.batch import Batch
+from aromni_jax.data.files import Concatenated, RecordFile
+from aromni_jax.data.manifest import Manifest, read_manifest
+from aromni_jax.data.packing import MAX_SEGMENTS
+from aromni_jax.data.sources import Arrays, BadRecords, ExampleSource, RowSource
+from aromni_jax.data.weights import weight_table
+from aromni_jax.errors import UserError
+from aromni_jax.vocabulary import JointVocabulary
+
+_BINS_PER_ROW = 4  # rows that online packing keeps open, per row of a batch
+
+
+class Batches(abc.ABC, Iterator[Batch]):
+    """Endless iterator over batches that can say where it is, and go there.
+
+    Attributes:
+      bad: records that were skipped (`on_bad_record="skip"`).
+    """
+
+    bad: BadRecords
+
+    @abc.abstractmethod
+    def get_state(self) -> dict[str, Any]:
+        """JSON types; the position after the last batch that was yielded."""
+
+    @abc.abstractmethod
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go to a position that `get_state` gave; UserError if another kind of pipeline gave it."""
+
+
+def batches(
+    config: DataConfig,
+    loss: LossConfig,
+    vocabulary: JointVocabulary,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    split: str = "train",
+) -> Batches:
+    """Shuffled batches without end, the first one that of `start_step`.
+
+    Each process gets `batch_size / process_count` rows; the global batch is their concatenation in order of process.
+
+    Args:
+      loss: its response, prompt and segment weights become `Batch.loss_weights`.
+      vocabulary: the model's; the data must have been made with the same.
+      start_step: O(1) with offline packing; online, the batches before are made and dropped (use `set_state` there).
+
+    Raises:
+      UserError: no data set, another vocabulary, an unknown component, rows of another length, a batch that the
+        processes do not divide; while iterating, a bad record if `on_bad_record` is "stop".
+    """
+    local = _local_rows(config, process_count)
+    manifest = _open(config, vocabulary)
+    files = _sources(config, manifest, split)
+    bad = BadRecords(config.on_bad_record, sum(map(len, files.values())))
+    to_batch = _BatchMaker(weight_table(loss), vocabulary.pad)
+    _mark_flags_parsed()
+    mine = slice(process_index, None, process_count)
+    if config.packing == "offline":
+        source = {name: RowSource(file, vocabulary, config.sequence_length, bad) for name, file in files.items()}
+        dataset = _mixed(config, source).batch(local)[mine].map(to_batch)
+        return _OfflineBatches(dataset, bad, config.prefetch, start_step)
+    source = {name: ExampleSource(file, vocabulary, config.sequence_length, bad) for name, file in files.items()}
+    packed = grain.experimental.FirstFitPackIterDataset(
+        _mixed(config, source)[mine].to_iter_dataset(_read_options(config.prefetch)),
+        length_struct=dict.fromkeys(("tokens", "roles", "task_ids"), config.sequence_length),
+        num_packing_bins=_BINS_PER_ROW * local,
+        seed=config.seed,
+        max_sequences_per_bin=MAX_SEGMENTS,
+    )
+    stream = _OnlineBatches(packed.batch(local).map(to_batch), bad, config.prefetch, process_count)
+    for _ in range(start_step):
+        next(stream)
+    return stream
+
+
+def epoch(
+    config: DataConfig,
+    loss: LossConfig,
+    vocabulary: JointVocabulary,
+    *,
+    split: str = "test",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every packed row of a split's components once, in order; the last batch is filled up with padding.
+
+    `config.mixture` chooses components, its weights play no part.
+
+    Raises:
+      UserError: as `batches`.
+    """
+    local = _local_rows(config, process_count)
+    manifest = _open(config, vocabulary)
+    files = [_file(config, part.rows) for part in manifest.components(split, tuple(config.mixture)).values()]
+    bad = BadRecords(config.on_bad_record, sum(map(len, files)))
+    source = RowSource(Concatenated(files), vocabulary, config.sequence_length, bad)
+    to_batch = _BatchMaker(weight_table(loss), vocabulary.pad)
+    for first in range(0, len(source), config.batch_size):
+        start = first + process_index * local
+        rows = [source[i] if i < len(source) else source.padding for i in range(start, start + local)]
+        yield to_batch({name: np.stack([row[name] for row in rows]) for name in source.padding})
+
+
+def _local_rows(config: DataConfig, process_count: int) -> int:
+    if config.batch_size % process_count:
+        raise UserError(f"data.batch_size {config.batch_size} is no multiple of {process_count} processes")
+    return config.batch_size // process_count
+
+
+def _open(config: DataConfig, vocabulary: JointVocabulary) -> Manifest:
+    manifest = read_manifest(config.path)
+    manifest.check_vocabulary(vocabulary, config.path)
+    if config.packing == "offline" and manifest.sequence_length != config.sequence_length:
+        raise UserError(
+            f"{config.path}: rows of {manifest.sequence_length} tokens, but data.sequence_length is "
+            f"{config.sequence_length}; prepare the data with that length or set data.packing=online"
+        )
+    return manifest
+
+
+def _file(config: DataConfig, name: str) -> RecordFile:
+    return RecordFile(pathlib.Path(config.path) / name)
+
+
+def _sources(config: DataConfig, manifest: Manifest, split: str) -> dict[str, Concatenated]:
+    """The files behind every name of the mixture; without a mixture, all of them under one name."""
+    files = {
+        name: _file(config, part.rows if config.packing == "offline" else part.records)
+        for name, part in manifest.components(split, tuple(config.mixture)).items()
+    }
+    if not config.mixture:
+        sources = {split: Concatenated(list(files.values()))}
+    else:
+        sources = {name: Concatenated([file]) for name, file in files.items()}
+    for name, source in sources.items():
+        if not len(source):
+            raise UserError(f"{config.path}: {name} is empty")
+    return sources
+
+
+def _mixed(config: DataConfig, sources: Mapping[str, RowSource | ExampleSource]) -> grain.MapDataset:
+    """Endless: each source shuffled anew every epoch, by its own seed, then mixed by weight."""
+    parts = []
+    for name, source in sources.items():
+        seed = (config.seed + zlib.crc32(name.encode())) % 2**31
+        parts.append(grain.MapDataset.source(source).shuffle(seed=seed).repeat())
+    if len(parts) == 1:
+        return parts[0]
+    return grain.MapDataset.mix(parts, [config.mixture[name] for name in sources])
+
+
+class _BatchMaker:
+    """Stacked rows [B, S] in their stored types -> `Batch`."""
+
+    def __init__(self, weights: np.ndarray, pad: int) -> None:
+        self._weights = weights
+        self._pad = pad
+
+    def __call__(self, rows: Arrays) -> Batch:
+        # Online packing names the segments after the feature, and pads with 0.
+        segment_ids_bs = rows.get("segment_ids", rows.get("tokens_segment_ids")).astype(np.int32)
+        real_bs = segment_ids_bs > 0
+        return Batch(
+            tokens=np.where(real_bs, rows["tokens"], self._pad).astype(np.int32),
+            loss_weights=self._weights[rows["task_ids"], rows["roles"]],
+            segment_ids=segment_ids_bs,
+            positions=_positions(segment_ids_bs),
+            task_ids=rows["task_ids"].astype(np.int32),
+        )
+
+
+def _positions(segment_ids_bs: np.ndarray) -> np.ndarray:
+    """0, 1, ... from the start of each segment; 0 on padding."""
+    index_s = np.arange(segment_ids_bs.shape[1], dtype=np.int32)
+    starts_bs = np.ones(segment_ids_bs.shape, bool)
+    starts_bs[:, 1:] = segment_ids_bs[:, 1:] != segment_ids_bs[:, :-1]
+    first_bs = np.maximum.accumulate(np.where(starts_bs, index_s, 0), axis=1)
+    return np.where(segment_ids_bs > 0, index_s - first_bs, 0)
+
+
+class _OfflineBatches(Batches):
+    def __init__(self, dataset: grain.MapDataset, bad: BadRecords, prefetch: int, step: int) -> None:
+        self._dataset = dataset
+        self.bad = bad
+        self._prefetch = prefetch
+        self._go(step)
+
+    def _go(self, step: int) -> None:
+        self._step = step
+        self._iterator = iter(self._dataset[step:].to_iter_dataset(_read_options(self._prefetch)))
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self._step += 1
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        if set(state) != {"step"}:
+            raise UserError("the data state was saved by online packing; set data.packing=online to go on from it")
+        self._go(state["step"])
+
+
+class _OnlineBatches(Batches):
+    def __init__(self, dataset: grain.IterDataset, bad: BadRecords, prefetch: int, process_count: int) -> None:
+        self.bad = bad
+        self._process_count = process_count
+        self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch))
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"grain": json.loads(json.dumps(self._iterator.get_state())), "processes": self._process_count}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        if "grain" not in state:
+            raise UserError("the data state was saved by offline packing; set data.packing=offline to go on from it")
+        if state["processes"] != self._process_count:
+            raise UserError(
+                f"the data state is that of {state['processes']} processes, this run has {self._process_count}: "
+                "only offline packing can go on with another number"
+            )
+        self._iterator.set_state(state["grain"])
+
+
+def _read_options(prefetch: int) -> grain.ReadOptions:
+    """One reading thread: rows are small, and a CPU run needs its cores for the step."""
+    return grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+
+
+def _mark_flags_parsed() -> None:
+    """Grain 0.2.17 and 0.2.18 read an absl flag in their threads and fail outside `absl.app.run` (grain issue 1355)."""
+    if not absl.flags.FLAGS.is_parsed():
+        absl.flags.FLAGS.mark_as_parsed()
