@@ -57,7 +57,7 @@ def _forward(
         def step(running: _Running, number: jax.Array) -> tuple[_Running, None]:
             start, first = _tile_start(number, tile, vocab)
             scores_bsv = _scores(hidden_bsd, jax.lax.dynamic_slice_in_dim(head_dv, start, tile, axis=1))
-            scores_bsv = jnp.where(jnp.arange(tile) + start >= first, scores_bsv, -jnp.inf)
+            scores_bsv = jnp.where((jnp.arange(tile) + start >= first)[None, None], scores_bsv, -jnp.inf)
             return _fold(running, scores_bsv, targets_bs, start), None
 
         running, _ = jax.lax.scan(step, running, jnp.arange(-(-vocab // tile)))
@@ -74,7 +74,7 @@ def _backward(tile: int, residuals: tuple[jax.Array, ...], cotangent: CrossEntro
     def gradients(scores_bsv: jax.Array, kernel_dv: jax.Array, ids_v: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Of the hidden states and of one tile's columns, both float32."""
         share_bsv = (cotangent.ce_bs + cotangent.log_z_bs)[..., None] * jnp.exp(scores_bsv - log_z_bs[..., None])
-        hit_bsv = targets_bs[..., None] == ids_v
+        hit_bsv = targets_bs[..., None] == ids_v[None, None]
         d_bsv = (share_bsv - jnp.where(hit_bsv, cotangent.ce_bs[..., None], 0.0)).astype(hidden_bsd.dtype)
         kernel_dv = kernel_dv.astype(hidden_bsd.dtype)
         d_hidden_bsd = jnp.einsum("bsv,dv->bsd", d_bsv, kernel_dv, preferred_element_type=jnp.float32)
@@ -90,7 +90,7 @@ def _backward(tile: int, residuals: tuple[jax.Array, ...], cotangent: CrossEntro
             start, first = _tile_start(number, tile, vocab)
             kernel_dv = jax.lax.dynamic_slice_in_dim(head_dv, start, tile, axis=1)
             ids_v = jnp.arange(tile) + start
-            scores_bsv = jnp.where(ids_v >= first, _scores(hidden_bsd, kernel_dv), -jnp.inf)
+            scores_bsv = jnp.where((ids_v >= first)[None, None], _scores(hidden_bsd, kernel_dv), -jnp.inf)
             # A column already done by the tile before gets no second share of its target either.
             new_bsd, new_dv = gradients(scores_bsv, kernel_dv, jnp.where(ids_v >= first, ids_v, -1))
             new_dv += jax.lax.dynamic_slice_in_dim(d_head_dv, start, tile, axis=1)

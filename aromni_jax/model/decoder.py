@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from aromni_jax import parallel
 from aromni_jax.config import ModelConfig
 from aromni_jax.errors import UserError
 from aromni_jax.model.attention import Visibility, backend
@@ -25,11 +26,6 @@ _REMAT_POLICIES: dict[str, Callable[..., Any]] = {
 }
 
 
-def _anywhere(x: jax.Array, *axes: str | None) -> jax.Array:
-    del axes
-    return x
-
-
 def forward(
     params: Params,
     config: ModelConfig,
@@ -38,7 +34,7 @@ def forward(
     segment_ids_bs: jax.Array | None = None,
     cache: KVCache | None = None,
     *,
-    shard: Shard = _anywhere,
+    shard: Shard = parallel.shard,
 ) -> tuple[jax.Array, KVCache | None]:
     """Final hidden states of a batch of rows, or of the next tokens of rows whose past is in `cache`.
 
@@ -50,7 +46,7 @@ def forward(
         with one, each row counts on from its last real token.
       segment_ids_bs: int [b, s]; tokens see earlier tokens of the same segment; 0 = padding. Default: one segment.
       cache: appended to at its write index, for prefill (s = prompt length) and decoding (s = 1) alike.
-      shard: `parallel.shard` or a partial of it, applied to activations by logical axes; default: no constraint.
+      shard: constrains activations by logical axes; a partial of `parallel.shard` brings other rules.
 
     Returns:
       hidden_bsd after the final norm, in the compute dtype, and the cache with the tokens added (None without one).
