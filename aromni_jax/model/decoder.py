@@ -74,7 +74,9 @@ def forward(
     attention = backend(config.attention, segmented=visibility.query_segments_bs is not None)
     prepared = attention.prepare(visibility, keys)
     angles = rotary_angles(positions_bs, config.head_dim, config.rope_theta)
-    x_bsd = params["embedder"]["embedding"][tokens_bs].astype(config.compute_dtype)
+    # Whole along d before the lookup: a table split over fsdp in d would meet rows split over fsdp in b.
+    table_vd = shard(params["embedder"]["embedding"].astype(config.compute_dtype), "vocab", None)
+    x_bsd = table_vd[tokens_bs]
     x_bsd = shard(x_bsd, "batch", "seq", None)
 
     if cache is None:
