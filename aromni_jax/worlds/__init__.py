@@ -1,0 +1,1 @@
+"""Small worlds: raw media with exact transcripts, from which records are prepared."""
