@@ -1,0 +1,217 @@
+"""How arrays and their description lie on disk: Orbax for the arrays, one JSON object beside them.
+
+Shared by `training.checkpoints` (a run's steps) and `convert.loading` (a model folder), which reads both.
+Only nested dicts of arrays are stored: readable by anyone, untouched by changes of a library's classes.
+
+    run/checkpoints/<step>/{params,optimizer,metadata}     one complete checkpoint of a run
+    model/{params,aromni.json}                             a model to use or to pass on
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import pathlib
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from aromni_jax.errors import UserError
+
+LAYOUT_VERSION = 1
+CHECKPOINTS = "checkpoints"
+PARAMS = "params"
+OPTIMIZER = "optimizer"
+METADATA = "metadata"
+MODEL_FILE = "aromni.json"
+
+Tree = Any
+
+
+class Damaged(UserError):
+    """Arrays on disk that cannot be read or whose bits have changed; an older checkpoint may do."""
+
+
+def to_nested_dict(tree: Tree) -> dict[str, Any]:
+    """Any pytree as a dict of dicts; empty nodes vanish, tuple positions become their number."""
+    nested: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        *parents, last = (_key(entry) for entry in path)
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return nested
+
+
+def from_nested_dict(like: Tree, nested: Mapping[str, Any]) -> Tree:
+    """Inverse of `to_nested_dict`; `like` gives the structure."""
+
+    def take(path: tuple[Any, ...], _: Any) -> Any:
+        node: Any = nested
+        for entry in path:
+            node = node[_key(entry)]
+        return node
+
+    return jax.tree_util.tree_map_with_path(take, like)
+
+
+def leaf_names(tree: Tree) -> dict[str, Any]:
+    """Leaves by slash-joined path, in tree order."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(_key(entry) for entry in path): leaf for path, leaf in leaves}
+
+
+def checksums(tree: Tree) -> dict[str, int]:
+    """One 32-bit number per array, over its bits and their places: the same on any mesh.
+
+    Orbax does not notice a flipped bit in a data file; these numbers do (any change within one 32-bit word is caught).
+    Arrays of an accelerator, or of several hosts, are summed where they lie; those of a CPU without compiling anything.
+    """
+    leaves = leaf_names(tree)
+    if all(array.is_fully_addressable and _on_cpu(array) for array in leaves.values()):
+        sums = {name: _checksum(np.asarray(array), np) for name, array in leaves.items()}
+    else:
+        sums = jax.device_get(jax.jit(lambda arrays: jax.tree.map(lambda x: _checksum(x, jnp), arrays))(leaves))
+    return {name: int(value) for name, value in sums.items()}
+
+
+def check_shapes(directory: pathlib.Path, expected: Tree) -> Tree:
+    """Compare the arrays in `directory` with the names and shapes of `expected`; returns their metadata.
+
+    Raises:
+      Damaged: no readable arrays.
+      UserError: other names or shapes.
+    """
+    with ocp.StandardCheckpointer() as reader:
+        found = _attempt(lambda: reader.metadata(directory.absolute()).item_metadata.tree)
+    if found is None:
+        raise Damaged(f"{directory}: holds no readable arrays")
+    stored, wanted = leaf_names(found), leaf_names(expected)
+    for name in sorted(set(stored) ^ set(wanted)):
+        raise UserError(f"{directory}: parameter {name} is only in the {'file' if name in stored else 'config'}")
+    for name, array in wanted.items():
+        if tuple(stored[name].shape) != tuple(array.shape):
+            raise UserError(
+                f"{directory}: parameter {name} has shape {tuple(stored[name].shape)}, its config says {array.shape}"
+            )
+    return found
+
+
+def write_arrays(directory: pathlib.Path, tree: Tree) -> None:
+    """Write a nested dict of arrays to a new folder; returns when it is complete."""
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(directory.absolute(), tree)
+        writer.wait_until_finished()
+
+
+def read_arrays(directory: pathlib.Path, abstract: Tree, expected_checksums: Mapping[str, int]) -> Tree:
+    """Read arrays as `abstract` (ShapeDtypeStructs with shardings) says and compare their checksums.
+
+    Dtypes may differ from the stored ones (they are cast after the check).
+
+    Raises:
+      Damaged: unreadable, or other bits than were written.
+      UserError: other names or shapes than asked for.
+    """
+    as_stored = jax.tree.map(
+        lambda want, have: jax.ShapeDtypeStruct(want.shape, have.dtype, sharding=want.sharding),
+        abstract,
+        check_shapes(directory, abstract),
+    )
+    with ocp.StandardCheckpointer() as reader:
+        tree = _attempt(lambda: reader.restore(directory.absolute(), as_stored))
+    if tree is None:
+        raise Damaged(f"{directory}: cannot be read, a file is missing, cut off or damaged")
+    for name, value in checksums(tree).items():
+        if expected_checksums.get(name) != value:
+            raise Damaged(f"{directory}: array {name} is damaged (its checksum differs)")
+    return jax.tree.map(lambda array, want: array.astype(want.dtype), tree, abstract)
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """One JSON object; Damaged if missing or broken, UserError if of an unknown layout version."""
+    try:
+        values = json.loads(file.read_text())
+    except OSError as error:
+        raise Damaged(f"{file}: {error.strerror}") from None
+    except ValueError as error:
+        raise Damaged(f"{file}: not valid JSON ({first_line(error)})") from None
+    version = values.get("layout_version") if isinstance(values, dict) else None
+    if version != LAYOUT_VERSION:
+        raise UserError(f"{file}: layout version {version} is unknown here (expected {LAYOUT_VERSION})")
+    return values
+
+
+def write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Write through a temporary name, so that readers see the whole file or none."""
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    partial.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
+    os.replace(partial, file)
+
+
+def complete_steps(run_directory: pathlib.Path) -> list[int]:
+    """Steps with a complete checkpoint in a run folder, oldest first."""
+    folder = run_directory / CHECKPOINTS
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut to a readable length."""
+    text = str(error).strip()
+    return (text.splitlines()[0] if text else type(error).__name__)[:200]
+
+
+def _key(entry: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    raise TypeError(f"unknown tree path entry {entry!r}")
+
+
+def _on_cpu(array: jax.Array) -> bool:
+    return all(device.platform == "cpu" for device in array.devices())
+
+
+def _checksum(array: Any, xp: Any) -> Any:
+    """The number of one array, by numpy or jax.numpy (`xp`): sum of word * (2 * place + 1) mod 2**32."""
+    bits = array.view({1: xp.uint8, 2: xp.uint16, 4: xp.uint32}[array.dtype.itemsize]).astype(xp.uint32)
+    # The weights are odd, hence invertible. Places are built per axis: no reshape, so no gathering of shards.
+    place = xp.zeros((), xp.uint32)
+    stride = 1
+    for axis in reversed(range(array.ndim)):
+        steps = xp.arange(array.shape[axis], dtype=xp.uint32) * xp.array(stride % 2**32, xp.uint32)
+        place = place + steps.reshape((-1, *(1 for _ in range(array.ndim - 1 - axis))))
+        stride *= array.shape[axis]
+    return xp.sum(bits * (place * xp.array(2, xp.uint32) + xp.array(1, xp.uint32)), dtype=xp.uint32)
+
+
+def _attempt(read: Callable[[], Tree]) -> Tree | None:
+    """Result of an Orbax read, None if it failed.
+
+    Without Orbax's warnings and the pages of tracebacks that its abandoned tasks print: our one line says it all.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, hook = [logger.level for logger in loggers], sys.unraisablehook
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    try:
+        try:
+            return read()
+        except Exception:  # whatever the libraries below raise
+            pass
+        gc.collect()  # the abandoned tasks go now, while their last words are not heard
+        return None
+    finally:
+        sys.unraisablehook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,202 @@
+"""Checkpoints of a run: asynchronous, complete or not there, checked bit by bit when read.
+
+A step holds `params`, `optimizer` (with the step counters) and `metadata` (config, vocabulary, data state, checksums).
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from aromni_jax import store
+from aromni_jax.config import ModelConfig, RunConfig
+from aromni_jax.errors import UserError
+from aromni_jax.training.state import TrainState
+from aromni_jax.vocabulary import JointVocabulary
+
+# Keys of the model config that may change between runs: they alter speed and memory, not the meaning of the parameters.
+_FREE_KEYS = {"compute_dtype", "attention", "remat", "scan_layers", "logits_tile", "max_positions"}
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, run_directory: pathlib.Path, keep: int) -> None:
+        self._run = run_directory
+        self._folder = (run_directory / store.CHECKPOINTS).absolute()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+        self._manager = self._open()
+        self._saving: int | None = None
+
+    def save(self, state: TrainState, config: RunConfig, vocabulary: JointVocabulary, data: Mapping[str, Any]) -> None:
+        """Start writing `state`; returns when the arrays are copied, and the files follow in the background.
+
+        Args:
+          data: JSON state of the data pipeline.
+
+        Raises:
+          UserError: this write, or the one before, could not be completed (full disk, no permission).
+        """
+        step = int(state.step)
+        if step in self.steps():
+            return
+        params, optimizer = _split(state)
+        metadata = {
+            "layout_version": store.LAYOUT_VERSION,
+            "step": step,
+            "config": config.to_dict(),
+            "vocabulary": vocabulary.to_dict(),
+            "vocabulary_fingerprint": vocabulary.fingerprint(),
+            "data": dict(data),
+            "checksums": {"params": store.checksums(params), "optimizer": store.checksums(optimizer)},
+        }
+        self.wait()
+        self._saving = step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    metadata=ocp.args.JsonSave(metadata),
+                ),
+            )
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def poll(self) -> None:
+        """UserError if a write in the background has failed; returns at once."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def wait(self) -> None:
+        """Until the last save is complete on disk; UserError if it failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def close(self) -> None:
+        """Wait, and end the background threads."""
+        self.wait()
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, oldest first."""
+        return store.complete_steps(self._run)
+
+    def restore(
+        self, abstract: TrainState, config: RunConfig, vocabulary: JointVocabulary, warn: Callable[[str], None]
+    ) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that is complete and undamaged, and its metadata; None in a fresh run folder.
+
+        Args:
+          abstract: ShapeDtypeStructs with the shardings of this run's mesh, which may differ from the saved one.
+          warn: gets one line for every damaged checkpoint; that one is set aside under the name `damaged-<step>`.
+
+        Raises:
+          UserError: the run has another vocabulary, model or optimiser, or every checkpoint is damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            directory = self._folder / str(step)
+            try:
+                metadata = read_metadata(directory)
+                _check_same_run(directory, metadata, config, vocabulary)
+                params, optimizer = _split(abstract)
+                params = store.read_arrays(directory / store.PARAMS, params, metadata["checksums"]["params"])
+                optimizer = store.read_arrays(
+                    directory / store.OPTIMIZER, optimizer, metadata["checksums"]["optimizer"]
+                )
+            except store.Damaged as error:
+                warn(f"warning: {error}; falling back to an older checkpoint")
+                self._set_aside(directory)
+            else:
+                return _join(abstract, params, optimizer), metadata
+        if steps:
+            raise UserError(f"{self._run}: none of the checkpoints {steps} can be read; start again in a new folder")
+        return None
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
+        return ocp.CheckpointManager(
+            self._folder, options=options, item_names=(store.PARAMS, store.OPTIMIZER, store.METADATA)
+        )
+
+    def _set_aside(self, directory: pathlib.Path) -> None:
+        if jax.process_index() == 0:
+            target = directory.with_name(f"damaged-{directory.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(directory, target)
+        self._manager.reload()
+
+    def _failed(self, error: Exception) -> UserError:
+        """One line, after removing what the failed write left."""
+        complete = self.steps()
+        for partial in self._folder.iterdir():
+            name = partial.name
+            if name.split(".")[0] == str(self._saving) and self._saving not in complete:
+                shutil.rmtree(partial, ignore_errors=True)
+        kept = f"the one of step {complete[-1]} is intact" if complete else "there is no older one"
+        reason = _reason(error)
+        return UserError(
+            f"{self._folder}: the checkpoint of step {self._saving} could not be written ({reason}); {kept}: "
+            "make room, then start the same command again"
+        )
+
+
+def read_metadata(step_directory: pathlib.Path) -> dict[str, Any]:
+    """Metadata of one checkpoint; Damaged if unreadable, UserError if of an unknown layout."""
+    file = step_directory / store.METADATA / store.METADATA
+    return store.read_json(file)
+
+
+def _split(state: TrainState) -> tuple[Any, Any]:
+    optimizer = {"step": state.step, "skipped": state.skipped, "opt_state": store.to_nested_dict(state.opt_state)}
+    return state.params, optimizer
+
+
+def _join(like: TrainState, params: Any, optimizer: Mapping[str, Any]) -> TrainState:
+    opt_state = store.from_nested_dict(like.opt_state, optimizer["opt_state"])
+    return TrainState(optimizer["step"], params, opt_state, optimizer["skipped"])
+
+
+def _check_same_run(
+    directory: pathlib.Path, metadata: Mapping[str, Any], config: RunConfig, vocabulary: JointVocabulary
+) -> None:
+    if metadata["vocabulary_fingerprint"] != vocabulary.fingerprint():
+        raise UserError(
+            f"{directory}: made with vocabulary {metadata['vocabulary_fingerprint']}, the data has "
+            f"{vocabulary.fingerprint()}: give another --run-dir"
+        )
+    stored = RunConfig.from_dict(metadata["config"]).model
+    differing = [key for key in _model_keys(stored) if _model_keys(stored)[key] != _model_keys(config.model)[key]]
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"{directory}: made with model.{key} = {getattr(stored, key)}, the config says "
+            f"{getattr(config.model, key)}: give another --run-dir"
+        )
+
+
+def _model_keys(config: ModelConfig) -> dict[str, Any]:
+    return {key: value for key, value in vars(config).items() if key not in _FREE_KEYS}
+
+
+def _reason(error: Exception) -> str:
+    """What the system said; Orbax and TensorStore bury it in long messages."""
+    text = str(error)
+    for known in ("No space left on device", "File too large", "Disk quota exceeded", "Permission denied"):
+        if known in text:
+            return known
+    return store.first_line(error)

@@ -1,0 +1,245 @@
+"""The training loop: one function, its phases in order."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import signal
+import threading
+from types import FrameType, TracebackType
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from aromni_jax import data, store
+from aromni_jax.config import RunConfig
+from aromni_jax.errors import UserError
+from aromni_jax.model import parameter_table
+from aromni_jax.parallel import batch_sharding, make_mesh, param_shardings
+from aromni_jax.training.checkpoints import Checkpoints
+from aromni_jax.training.metrics import Metrics, MetricsLog, summary
+from aromni_jax.training.monitor import Monitor
+from aromni_jax.training.optimizer import make_optimizer
+from aromni_jax.training.progress import Clock, Progress, Say, losses, start_report
+from aromni_jax.training.state import TrainState, make_state, state_shardings
+from aromni_jax.training.step import EvalStep, make_eval_step, make_train_step
+from aromni_jax.vocabulary import JointVocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+      state: the last state.
+      stopped_by: name of the signal that ended the run early, or None.
+      held_out: metrics of the last evaluation (`metrics.summary`); empty if there was none.
+    """
+
+    state: TrainState
+    stopped_by: str | None
+    held_out: dict[str, float]
+
+
+def train(
+    config: RunConfig, run_directory: pathlib.Path, *, codebook_kc: np.ndarray | None = None, say: Say | None = None
+) -> Result:
+    """Train until `config.train.steps`, from the newest checkpoint of the run folder if it has one.
+
+    Resuming is bit-equal to an uninterrupted run on the same devices; on another mesh it is equal up to rounding.
+    SIGTERM and Ctrl-C save a checkpoint and end the run.
+
+    Args:
+      run_directory: gets `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+      codebook_kc: float [codes, width], the image codec's codebook, for the perceptual loss.
+      say: takes each line of output; default: a progress bar in a terminal, printed lines elsewhere.
+
+    Raises:
+      UserError: data, config and checkpoints do not fit together; a checkpoint cannot be written; too many steps with
+        a loss or gradient that is not finite.
+    """
+    # Mesh and data --------------------------------------------------------------------------------------
+    mesh = make_mesh(config.mesh)
+    vocabulary = data.read_manifest(config.data.path).vocabulary
+    _check(config, vocabulary, mesh, codebook_kc)
+    replicated, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+    codebook = None
+    if config.loss.perceptual_weight:
+        codebook = jax.make_array_from_callback(codebook_kc.shape, replicated, lambda index: codebook_kc[index])
+    batches = data.batches(
+        config.data, config.loss, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+
+    # State: described, then restored or made --------------------------------------------------------------
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    shapes = jax.eval_shape(lambda key: make_state(config.model, optimizer, key), jax.random.key(0))
+    shardings = state_shardings(shapes, param_shardings(parameter_table(config.model), mesh), replicated)
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )
+    run_directory.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(run_directory, config.train.keep_checkpoints)
+    restored = checkpoints.restore(abstract, config, vocabulary, say or print)
+    if restored is None:
+        make = jax.jit(lambda key: make_state(config.model, optimizer, key), out_shardings=shardings)
+        state = make(jax.random.key(config.train.seed))
+    else:
+        state, saved = restored
+        batches.set_state(saved["data"])
+    first = int(state.step)
+
+    # Steps: compiled once, before the first one -----------------------------------------------------------
+    clock = Clock()
+    with jax.set_mesh(mesh), clock.phase("compile"):
+        train_step = jax.jit(
+            make_train_step(config, vocabulary, optimizer), donate_argnums=0, out_shardings=(shardings, replicated)
+        )
+        step_program = train_step.lower(abstract, _abstract_batch(config, rows), codebook).compile()
+        eval_step = jax.jit(make_eval_step(config, vocabulary), out_shardings=replicated)
+    store.write_json(run_directory / "config.json", config.to_dict())
+    progress = Progress(config.train.steps, first, say)
+    memory = step_program.memory_analysis()
+    progress.line(start_report(config, abstract, mesh, getattr(memory, "temp_size_in_bytes", None)))
+    progress.line(f"compiled the step in {clock.spent('compile'):.1f} s")
+    if first:
+        progress.line(f"resumed {run_directory} at step {first} of {config.train.steps}")
+
+    # The loop: step n + 1 is dispatched before the metrics of step n are fetched -----------------------------
+    log = MetricsLog(run_directory, first)
+    monitor = Monitor(config, log, progress, list(mesh.devices.flat), int(state.skipped))
+    held_out: dict[str, float] = {}
+    pending: tuple[int, Metrics] | None = None
+    with _StopSignals() as stop, jax.set_mesh(mesh):
+        for done in range(first + 1, config.train.steps + 1):
+            with monitor.clock.waiting():
+                batch = _to_devices(config, next(batches), rows)
+            state, metrics = step_program(state, batch, codebook)
+            if pending is not None:
+                monitor.observe(*pending)
+            pending = (done, metrics)
+            stopping, last = stop.requested(done), done == config.train.steps
+            evaluating = not stopping and (last or done % config.train.eval_every == 0)
+            saving = stopping or last or done % config.train.checkpoint_every == 0
+            if evaluating or saving:
+                monitor.observe(*pending)
+                pending = None
+            if evaluating:
+                with monitor.clock.phase("eval"):
+                    held_out = _evaluate(config, vocabulary, rows, eval_step, state, codebook)
+                log.write(done, "eval", held_out)
+                progress.line(f"step {done}: held-out {losses(held_out)}")
+            if saving:
+                with monitor.clock.phase("checkpoint"):
+                    checkpoints.save(state, config, vocabulary, batches.get_state())
+            if stopping:
+                break
+
+    # End ----------------------------------------------------------------------------------------------------
+    monitor.write(int(state.step))
+    checkpoints.close()
+    log.close()
+    progress.close()
+    if stop.name is not None:
+        (say or print)(f"stopped by {stop.name}, saved step {int(state.step)}: the same command goes on from there")
+    return Result(state, stop.name, held_out)
+
+
+def _check(
+    config: RunConfig, vocabulary: JointVocabulary, mesh: jax.sharding.Mesh, codebook_kc: np.ndarray | None
+) -> None:
+    """What no single part of the config can see."""
+    if config.model.vocab_size != vocabulary.size:
+        raise UserError(
+            f"model.vocab_size is {config.model.vocab_size}, but the vocabulary of {config.data.path} has "
+            f"{vocabulary.size} ids"
+        )
+    if config.data.sequence_length > config.model.max_positions:
+        raise UserError(
+            f"data.sequence_length {config.data.sequence_length} is more than model.max_positions "
+            f"{config.model.max_positions}"
+        )
+    parts = config.train.accumulate_steps * mesh.shape["replica"] * mesh.shape["fsdp"]
+    if config.data.batch_size % parts:
+        raise UserError(
+            f"data.batch_size {config.data.batch_size} is no multiple of {parts}, which is train.accumulate_steps x "
+            "mesh.replica x mesh.fsdp"
+        )
+    if config.loss.perceptual_weight:
+        width = config.model.perceptual_dim
+        expected = (len(vocabulary.image), width)
+        if width == 0 or codebook_kc is None or codebook_kc.shape != expected:
+            found = "there is none" if codebook_kc is None else f"that of the codec is {codebook_kc.shape}"
+            raise UserError(
+                f"loss.perceptual_weight needs an image codebook of shape {expected} (codes, model.perceptual_dim): "
+                f"{found}; set loss.perceptual_weight=0 or model.perceptual_dim"
+            )
+
+
+def _abstract_batch(config: RunConfig, rows: NamedSharding) -> data.Batch:
+    shape = (config.data.batch_size, config.data.sequence_length)
+    dtypes = {field.name: np.int32 for field in dataclasses.fields(data.Batch)} | {"loss_weights": np.float32}
+    return data.Batch(**{name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()})
+
+
+def _to_devices(config: RunConfig, batch: data.Batch, rows: NamedSharding) -> data.Batch:
+    """This process's rows -> global arrays."""
+    shape = (config.data.batch_size, config.data.sequence_length)
+    return jax.tree.map(lambda local_bs: jax.make_array_from_process_local_data(rows, local_bs, shape), batch)
+
+
+def _evaluate(
+    config: RunConfig,
+    vocabulary: JointVocabulary,
+    rows: NamedSharding,
+    eval_step: EvalStep,
+    state: TrainState,
+    codebook: jax.Array | None,
+) -> dict[str, float]:
+    """Metrics over the whole held-out split."""
+    total: Metrics | None = None
+    held_out = data.epoch(
+        config.data, config.loss, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
+    )
+    for batch in held_out:
+        metrics = eval_step(state.params, _to_devices(config, batch, rows), codebook)
+        total = metrics if total is None else total + metrics
+    return summary(jax.device_get(total), config.loss.perceptual_weight)
+
+
+class _StopSignals:
+    """Notes SIGTERM and SIGINT while the block runs; a second one of a kind acts as usual.
+
+    With several processes JAX's own preemption notice is asked instead, so that all of them stop at the same step.
+
+    Attributes:
+      name: of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> _StopSignals:
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def requested(self, step: int) -> bool:
+        """Whether the run should end after this step; every process must ask at every step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.name = "preemption"
+        return self.name is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.name = signal.Signals(number).name
+        signal.signal(number, self._before[number])

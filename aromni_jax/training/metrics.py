@@ -1,0 +1,145 @@
+"""What a step measures, and where it is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aromni_jax.vocabulary import TASKS, Modality
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Sums over tokens (never means), so that steps, devices and batches add up exactly.
+
+    Attributes (float32; counts are exact below 2**24 per step):
+      weighted_loss, weight: sum of w * CE and of w over all targets.
+      perceptual_loss, perceptual_count: sum over image positions, and their number.
+      modalities: [4, 3], tasks: [len(TASKS), 3]: per group sum of CE (nats), number and right guesses of the targets
+        with a positive weight.
+      tokens, slots: real tokens and all places of the rows.
+      steps, skipped, grad_norm: optimiser steps, those that changed nothing, and the sum of the others' gradient norms.
+    A skipped step adds nothing but `slots`, `steps` and `skipped`.
+    """
+
+    weighted_loss: jax.Array
+    weight: jax.Array
+    perceptual_loss: jax.Array
+    perceptual_count: jax.Array
+    modalities: jax.Array
+    tasks: jax.Array
+    tokens: jax.Array
+    slots: jax.Array
+    steps: jax.Array
+    skipped: jax.Array
+    grad_norm: jax.Array
+
+    def __add__(self, other: Metrics) -> Metrics:
+        return jax.tree.map(lambda a, b: a + b, self, other)
+
+
+def group_sums(
+    groups_bs: jax.Array, number: int, ce_bs: jax.Array, correct_bs: jax.Array, counts_bs: jax.Array
+) -> jax.Array:
+    """[number, 3]: sums of CE, count and right guesses over the positions where `counts_bs`, by group."""
+    member_gbs = groups_bs[None] == jnp.arange(number)[:, None, None]
+    values_cbs = jnp.stack([ce_bs, jnp.ones_like(ce_bs), correct_bs.astype(jnp.float32)])
+    # where, not a product: a non-finite CE outside the group must not leak into it.
+    chosen = member_gbs[:, None] & counts_bs[None, None]
+    return jnp.sum(jnp.where(chosen, values_cbs[None], 0.0), axis=(2, 3))
+
+
+def summary(metrics: Metrics, perceptual_weight: float) -> dict[str, float]:
+    """Flat dict of means on the host: `loss`, `loss/speech`, `accuracy/task/image_caption`, `tokens/text`...
+
+    Groups without a target are left out. `loss` is what the optimiser minimises: weighted next-token mean plus the
+    weighted perceptual mean; the others are plain means in nats.
+    """
+    sums = jax.tree.map(np.asarray, metrics)
+    values: dict[str, float] = {"ntp_loss": _ratio(sums.weighted_loss, sums.weight)}
+    if sums.perceptual_count > 0:
+        values["perceptual_loss"] = _ratio(sums.perceptual_loss, sums.perceptual_count)
+    values["loss"] = values["ntp_loss"] + perceptual_weight * values.get("perceptual_loss", 0.0)
+    values["token_loss"] = _ratio(sums.modalities[:, 0].sum(), sums.modalities[:, 1].sum())
+    names = [*(m.name.lower() for m in Modality), *(f"task/{task}" for task in TASKS)]
+    for name, (loss, count, correct) in zip(names, [*sums.modalities, *sums.tasks], strict=True):
+        if count > 0:
+            values[f"loss/{name}"] = _ratio(loss, count)
+            values[f"accuracy/{name}"] = _ratio(correct, count)
+            values[f"tokens/{name}"] = float(count)
+    if sums.grad_norm > 0:
+        values["grad_norm"] = _ratio(sums.grad_norm, sums.steps - sums.skipped)
+    return values
+
+
+class MetricsLog:
+    """`metrics.jsonl` in the run folder: one JSON object a line; and TensorBoard files where tensorboardX is installed.
+
+    A line is appended by a single write, so a killed run leaves whole lines. Opening at step n drops the lines after n,
+    which a resumed run is about to write again.
+    """
+
+    def __init__(self, run_directory: pathlib.Path, resume_step: int) -> None:
+        self.file = run_directory / "metrics.jsonl"
+        kept = [line for line in read_log(self.file) if line["step"] <= resume_step]
+        partial = self.file.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, self.file)
+        self._board = _tensorboard(run_directory / "tensorboard", resume_step)
+
+    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Append one line; `kind` is "train" or "eval". Non-finite values are written as null (valid JSON)."""
+        finite = {name: _rounded(value) if math.isfinite(value) else None for name, value in values.items()}
+        line = json.dumps({"step": step, "kind": kind, **finite}) + "\n"
+        descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush the TensorBoard files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def read_log(file: pathlib.Path) -> list[dict[str, Any]]:
+    """Whole lines of a metrics log; a torn last line is dropped; [] if there is no file."""
+    if not file.exists():
+        return []
+    lines = []
+    for text in file.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _tensorboard(directory: pathlib.Path, resume_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory), purge_step=resume_step + 1)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.7g}")
+
+
+def _ratio(total: Any, count: Any) -> float:
+    return float(total) / max(float(count), 1e-30)
