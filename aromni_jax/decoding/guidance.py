@@ -1,0 +1,135 @@
+"""Classifier-free guidance of images, in the form of InstructPix2Pix (SPEC 6.7), inside the batch's own cache.
+
+    L = u + s_image * (i - u) + s_text * (f - i)
+
+f sees the whole prompt, i only bos and the pictures of it, u only bos. i and u are extra rows ("side rows") of the
+same batch that read what their main row emits, as far as it belongs to them: i reads pictures, u reads the picture
+being drawn. A side row is made only where its coefficient is not zero and it differs from a row already there: a
+prompt without pictures has i = u, so it costs one side row; scales of 1 and 1 cost none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aromni_jax.decoding.grammar import State
+from aromni_jax.errors import UserError
+from aromni_jax.model import KVCache
+from aromni_jax.vocabulary import JointVocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """Scales of one request. The reference draws with text 3.07 and image 1.15 or 1.32 (SPEC 6.1)."""
+
+    text: float = 3.07
+    image: float = 1.15
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.text) and np.isfinite(self.image)):
+            raise UserError(f"guidance: scales must be finite, got text {self.text} and image {self.image}")
+
+
+class _Reads(enum.IntEnum):
+    """What a row takes in of the tokens its main row emits."""
+
+    ALL = 0
+    PICTURES = 1
+    THIS_PICTURE = 2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Branches:
+    """Which rows of the cache belong to which request. B main rows come first, then the side rows; R rows in all.
+
+    Attributes:
+      source_r: int32 [R], the main row whose tokens the row reads.
+      reads_r: int32 [R], how much of them.
+      prompt_r: int32 [R], tokens of the row's own prompt (without padding).
+      image_row_b, plain_row_b: int32 [B], the row that gives i and the one that gives u; the main row itself where
+        there is none.
+      weights_b3: float32 [B, 3], coefficients of f, i, u; (1, 0, 0) without guidance.
+    """
+
+    source_r: jax.Array
+    reads_r: jax.Array
+    prompt_r: jax.Array
+    image_row_b: jax.Array
+    plain_row_b: jax.Array
+    weights_b3: jax.Array
+
+
+def plan(
+    vocabulary: JointVocabulary,
+    prompts: Sequence[Sequence[int]],
+    guidance: Sequence[Guidance | None],
+    may_draw: Sequence[bool],
+) -> tuple[list[tuple[int, _Reads, list[int]]], np.ndarray, np.ndarray]:
+    """Side rows of a batch.
+
+    Returns:
+      side rows as (main row, what it reads, prompt), in order;
+      int32 [B, 2]: number of the side row for i and for u, -1 for none;
+      float32 [B, 3]: coefficients of f, i, u.
+    """
+    side: list[tuple[int, _Reads, list[int]]] = []
+    rows = np.full((len(prompts), 2), -1, np.int32)
+    weights = np.tile(np.float32([1, 0, 0]), (len(prompts), 1))
+    v = vocabulary
+    for b, (prompt, scales) in enumerate(zip(prompts, guidance, strict=True)):
+        if scales is None or not may_draw[b]:
+            continue
+        pictures = [token for token in prompt if token in v.image or token in (v.bos, v.boi, v.eoi)]
+        plain = [v.bos]
+        full, image, none = scales.text, scales.image - scales.text, 1 - scales.image
+        if pictures == plain:
+            image, none = 0.0, image + none
+        weights[b] = full, image, none
+        if image:
+            rows[b, 0] = len(side)
+            side.append((b, _Reads.PICTURES, pictures))
+        if none:
+            rows[b, 1] = len(side)
+            side.append((b, _Reads.THIS_PICTURE, plain))
+    return side, rows, weights
+
+
+def mix(logits_rv: jax.Array, branches: Branches, state_b: jax.Array) -> jax.Array:
+    """Logits of the main rows, float32 [B, V], guided where a row draws."""
+    full_bv = logits_rv[: state_b.shape[0]]
+    f, i, u = (branches.weights_b3[:, k : k + 1] for k in range(3))
+    guided_bv = f * full_bv + i * logits_rv[branches.image_row_b] + u * logits_rv[branches.plain_row_b]
+    use = (state_b == State.IMAGE) & jnp.any(branches.weights_b3[:, 1:] != 0, axis=-1)
+    return jnp.where(use[:, None], guided_bv, full_bv)
+
+
+def reading(
+    vocabulary: JointVocabulary, branches: Branches, tokens_b: jax.Array, live_b: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Tokens for all rows, and which rows take them in: int32 [R], bool [R]."""
+    v = vocabulary
+    tokens_r = tokens_b[branches.source_r]
+    code = v.image.mask(tokens_r)
+    picture = code | (tokens_r == v.boi) | (tokens_r == v.eoi)
+    wanted = jnp.stack([jnp.ones_like(code), picture, code | (tokens_r == v.boi)])
+    return tokens_r, wanted[branches.reads_r, jnp.arange(tokens_r.shape[0])] & live_b[branches.source_r]
+
+
+def forget_last_picture(
+    vocabulary: JointVocabulary, branches: Branches, cache: KVCache, tokens_r: jax.Array, prompt_length: int
+) -> KVCache:
+    """At boi, the rows that know only the picture being drawn go back to their prompt: [bos, boi] (SPEC 6.7)."""
+    again_r = (branches.reads_r == _Reads.THIS_PICTURE) & (tokens_r == vocabulary.boi)
+    generated_t = jnp.arange(cache.length) >= prompt_length
+    return dataclasses.replace(
+        cache,
+        segments_bt=jnp.where(again_r[:, None] & generated_t[None], 0, cache.segments_bt),
+        positions_b=jnp.where(again_r, branches.prompt_r, cache.positions_b),
+    )
