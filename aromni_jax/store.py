@@ -144,7 +144,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         raise Damaged(f"{file}: {error.strerror}") from None
     except ValueError as error:
-        raise Damaged(f"{file}: not valid JSON ({first_line(error)})") from None
+        raise Damaged(f"{file}: not valid JSON ({error})") from None
     version = values.get("layout_version") if isinstance(values, dict) else None
     if version != LAYOUT_VERSION:
         raise UserError(f"{file}: layout version {version} is unknown here (expected {LAYOUT_VERSION})")
@@ -164,9 +164,12 @@ def complete_steps(run_directory: pathlib.Path) -> list[int]:
     return sorted(ocp.utils.checkpoint_steps(folder)) if folder.is_dir() else []
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to a readable length."""
+def failure_reason(error: BaseException) -> str:
+    """What the system said; Orbax and TensorStore bury it in long messages."""
     text = str(error).strip()
+    for known in ("No space left on device", "File too large", "Disk quota exceeded", "Permission denied"):
+        if known in text:
+            return known
     return (text.splitlines()[0] if text else type(error).__name__)[:200]
 
 

@@ -148,7 +148,7 @@ class Checkpoints:
             if name.split(".")[0] == str(self._saving) and self._saving not in complete:
                 shutil.rmtree(partial, ignore_errors=True)
         kept = f"the one of step {complete[-1]} is intact" if complete else "there is no older one"
-        reason = _reason(error)
+        reason = store.failure_reason(error)
         return UserError(
             f"{self._folder}: the checkpoint of step {self._saving} could not be written ({reason}); {kept}: "
             "make room, then start the same command again"
@@ -191,12 +191,3 @@ def _check_same_run(
 
 def _model_keys(config: ModelConfig) -> dict[str, Any]:
     return {key: value for key, value in vars(config).items() if key not in _FREE_KEYS}
-
-
-def _reason(error: Exception) -> str:
-    """What the system said; Orbax and TensorStore bury it in long messages."""
-    text = str(error)
-    for known in ("No space left on device", "File too large", "Disk quota exceeded", "Permission denied"):
-        if known in text:
-            return known
-    return store.first_line(error)

@@ -1,0 +1,245 @@
+"""`aromni inspect`: look at a model, a run, a record or row file, a data set or a token stream."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import functools
+import itertools
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from aromni_jax.errors import UserError
+from aromni_jax.vocabulary import TASKS, JointVocabulary, Modality
+
+EXAMPLE = "aromni inspect runs/demo"
+
+_COLOURS = {Modality.TEXT: "32", Modality.IMAGE: "35", Modality.SPEECH: "36", Modality.MARKER: "33"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the subcommand."""
+    parser.add_argument(
+        "path",
+        type=pathlib.Path,
+        help="model folder, run folder, checkpoint, data set folder, *.array_record, or a JSON file of token ids",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        metavar="aromni|PATH",
+        help="whose ids a token stream or a lone record file holds: the official layout, a model, run or data set",
+    )
+    parser.add_argument("--world", default="numbers", help="whose text codec reads the text pieces (default: numbers)")
+    parser.add_argument("--limit", type=int, default=5, metavar="N", help="records or rows to print (default: 5)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints; exit code 0."""
+    path: pathlib.Path = args.path
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if path.suffix == ".json" and path.is_file():
+        lines = _stream(path, _vocabulary(args.vocabulary, path), args.world)
+    elif path.is_file():
+        lines = _record_file(path, _vocabulary(args.vocabulary, path), args.world, args.limit)
+    elif (path / "manifest.json").is_file():
+        lines = _data_set(path)
+    else:
+        lines = _model(path)
+    print("\n".join(lines))
+    return 0
+
+
+def _model(path: pathlib.Path) -> list[str]:
+    from aromni_jax.convert import load_model
+    from aromni_jax.model import flatten, parameter_counts
+
+    model = load_model(path)
+    counts = parameter_counts(model.config)
+    total = counts.pop("total")
+    lines = [f"model {path}", *_indented({**vars(model.config)})]
+    lines += [f"parameters {total:,}"]
+    lines += [f"  {group:<12} {count:>12,} {count / total:6.1%}" for group, count in counts.items()]
+    lines += [
+        f"    {name:<32} {array.dtype!s:<9} {'x'.join(map(str, array.shape)):<18} rms {_rms(array):.4f}"
+        for name, array in flatten(model.params).items()
+    ]
+    vocabulary = model.vocabulary
+    lines += [f"vocabulary {vocabulary.fingerprint()}: {vocabulary.size} ids"]
+    spans = {"text": vocabulary.text, "image": vocabulary.image, "speech": vocabulary.speech}
+    lines += [f"  {name:<8} {span.start}..{span.stop - 1}" for name, span in spans.items()]
+    lines += ["  " + ", ".join(f"{name} {token}" for name, token in vocabulary.markers.items())]
+    lines += ["metadata", *_indented(model.metadata)]
+    return lines
+
+
+def _data_set(path: pathlib.Path) -> list[str]:
+    from aromni_jax.data import read_manifest
+
+    manifest = read_manifest(path)
+    lines = [
+        f"data set {path}: rows of {manifest.sequence_length} tokens, vocabulary {manifest.vocabulary.fingerprint()}",
+        *_indented({"codecs": manifest.codecs, "request": manifest.request, "statistics": manifest.statistics}),
+    ]
+    for split, components in manifest.splits.items():
+        for name, part in components.items():
+            lines.append(
+                f"{split}/{name}: {part.examples:,} examples, {part.tokens:,} tokens in {part.row_count:,} rows, "
+                f"filled {part.efficiency['packed']:.1%} (padded: {part.efficiency['padded_to_longest']:.1%})"
+            )
+            lines += _indented({"modalities": part.tokens_by_modality, "tasks": part.tasks})
+    return lines
+
+
+def _record_file(path: pathlib.Path, vocabulary: JointVocabulary, world: str, limit: int) -> list[str]:
+    from aromni_jax.data.files import RecordFile
+    from aromni_jax.data.record import Record
+    from aromni_jax.data.rows import Row
+
+    file = RecordFile(path)
+    try:
+        Record.from_bytes(file[0])
+    except IndexError:
+        return [f"{path}: empty"]
+    except UserError:
+        rows = (Row.from_bytes(file[i], vocabulary, file.where(i)) for i in range(len(file)))
+        return _rows(path, list(rows), vocabulary, world, limit)
+    return _records(path, vocabulary, world, limit)
+
+
+def _records(path: pathlib.Path, vocabulary: JointVocabulary, world: str, limit: int) -> list[str]:
+    from aromni_jax.data import read_records
+
+    records = list(read_records(path, vocabulary))
+    lengths = [len(record) for record in records]
+    tokens = np.concatenate([record.tokens for record in records])
+    lines = [f"records {path}: {len(records):,} examples, {sum(lengths):,} tokens"]
+    lines += [f"  tokens each: shortest {min(lengths)}, median {int(np.median(lengths))}, longest {max(lengths)}"]
+    lines += [_shares("tasks", collections.Counter(record.task for record in records)), _modalities(tokens, vocabulary)]
+    for record in records[:limit]:
+        lines.append(f"{record.id}  {record.task}, {len(record)} tokens, response {record.response_length}")
+        lines.append("  " + spans(record.tokens, vocabulary, _text_codec(world)))
+    return lines
+
+
+def _rows(path: pathlib.Path, rows: list[Any], vocabulary: JointVocabulary, world: str, limit: int) -> list[str]:
+    real = [row.segment_ids > 0 for row in rows]
+    filled = sum(int(mask.sum()) for mask in real)
+    examples = sum(int(row.segment_ids.max()) for row in rows)
+    tasks: collections.Counter[str] = collections.Counter()
+    for row in rows:
+        starts = np.flatnonzero(np.diff(row.segment_ids, prepend=0) > 0)
+        tasks.update(TASKS[task] for task in row.task_ids[starts])
+    length = len(rows[0].tokens)
+    lines = [
+        f"rows {path}: {len(rows):,} rows of {length} tokens, {examples:,} examples ({examples / len(rows):.1f} each)",
+        f"  filled {filled / (len(rows) * length):.1%}",
+        _shares("tasks", tasks),
+        _modalities(np.concatenate([row.tokens[mask] for row, mask in zip(rows, real, strict=True)]), vocabulary),
+    ]
+    for number, row in enumerate(rows[:limit]):
+        lines.append(f"row {number}: {int(row.segment_ids.max())} examples")
+        for segment in range(1, int(row.segment_ids.max()) + 1):
+            lines.append("  " + spans(row.tokens[row.segment_ids == segment], vocabulary, _text_codec(world)))
+    return lines
+
+
+def _stream(path: pathlib.Path, vocabulary: JointVocabulary, world: str) -> list[str]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    tokens = values.get("tokens") if isinstance(values, dict) else values
+    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        raise UserError(f'{path}: expected a list of ids, or an object with such a list under "tokens"')
+    ids = np.asarray(tokens, np.int64)
+    lines = [f"stream {path}: {len(ids)} tokens", _modalities(ids, vocabulary)]
+    try:
+        vocabulary.check(ids, str(path))
+        lines.append("  well-formed")
+    except UserError as error:
+        lines.append(f"  not well-formed: {error}")
+    return [*lines, spans(ids, vocabulary, _text_codec(world))]
+
+
+def spans(tokens: np.ndarray, vocabulary: JointVocabulary, text_codec: Any | None) -> str:
+    """A stream as one line of runs: `<bos> "two three" <boi> image[32: 4 17 2 ...] <eoi>`, coloured in a terminal."""
+    names = {token: name for name, token in vocabulary.markers.items()}
+    inside = (tokens >= 0) & (tokens < vocabulary.size)
+    kinds = np.where(inside, vocabulary.modality(tokens), Modality.MARKER)
+    edges = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(tokens)]
+    parts = []
+    for start, stop in itertools.pairwise(edges):
+        run, kind = tokens[start:stop], Modality(int(kinds[start])) if start < stop else Modality.MARKER
+        if kind == Modality.MARKER:
+            text = " ".join(f"<{names.get(int(token), int(token))}>" for token in run)
+        elif kind == Modality.TEXT:
+            pieces = [int(piece) for piece in vocabulary.text_pieces(run)]
+            try:
+                text = (
+                    json.dumps(text_codec.decode(pieces), ensure_ascii=False) if text_codec else f"text{_some(pieces)}"
+                )
+            except UserError:  # pieces of another tokenizer than the world's
+                text = f"text{_some(pieces)}"
+        else:
+            codes = vocabulary.image_codes(run) if kind == Modality.IMAGE else vocabulary.speech_codes(run)
+            text = f"{kind.name.lower()}{_some(codes.tolist())}"
+        parts.append(f"\033[{_COLOURS[kind]}m{text}\033[0m" if sys.stdout.isatty() else text)
+    return " ".join(parts)
+
+
+def _vocabulary(name: str | None, path: pathlib.Path) -> JointVocabulary:
+    """The named one; without a name, that of the data set or model the file lies in."""
+    from aromni_jax.convert import load_model
+    from aromni_jax.data import read_manifest
+
+    if name == "aromni":
+        return JointVocabulary.aromni()
+    if name is not None:
+        return (
+            read_manifest(name).vocabulary
+            if (pathlib.Path(name) / "manifest.json").is_file()
+            else load_model(name).vocabulary
+        )
+    for folder in path.absolute().parents:
+        if (folder / "manifest.json").is_file():
+            return read_manifest(folder).vocabulary
+    raise UserError(f"{path}: whose ids are these? Give --vocabulary aromni, or a model, run or data set folder")
+
+
+@functools.cache
+def _text_codec(world: str) -> Any | None:
+    from aromni_jax.codecs import TextCodec
+
+    try:
+        return TextCodec.load(world)
+    except UserError:
+        return None
+
+
+def _modalities(tokens: np.ndarray, vocabulary: JointVocabulary) -> str:
+    kinds = vocabulary.modality(tokens)
+    return _shares("modalities", {kind.name.lower(): int((kinds == kind).sum()) for kind in Modality})
+
+
+def _shares(title: str, counts: Any) -> str:
+    total = max(sum(counts.values()), 1)
+    return f"  {title}: " + ", ".join(f"{name} {count:,} ({count / total:.1%})" for name, count in counts.items())
+
+
+def _some(codes: Sequence[int]) -> str:
+    shown = " ".join(map(str, codes[:6]))
+    return f"[{len(codes)}: {shown}{' ...' if len(codes) > 6 else ''}]"
+
+
+def _rms(array: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(np.asarray(array, np.float32)))))
+
+
+def _indented(values: Any) -> list[str]:
+    return [f"  {name}: {json.dumps(value, default=str)}" for name, value in values.items()]

@@ -1,0 +1,47 @@
+"""`aromni train`: pretrain or tune from a config file."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+from aromni_jax.config import RunConfig, load_config
+
+EXAMPLE = "aromni train --config configs/numbers.py:tiny --run-dir runs/tiny --set train.steps=100"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the subcommand."""
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="Python file with get_config(arg)")
+    parser.add_argument(
+        "--run-dir", required=True, metavar="DIR", type=pathlib.Path, help="new run, or one to go on with"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="config values to change"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the other processes of the run (TPU pods, SLURM, GKE)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0, or 130 when a signal ended the run early (its state is saved)."""
+    config = load_config(args.config, args.set)
+    from aromni_jax.parallel import initialize_distributed
+    from aromni_jax.training import train
+
+    if args.distributed:
+        initialize_distributed()
+    result = train(config, args.run_dir, codebook_kc=codebook(config))
+    return 130 if result.stopped_by else 0
+
+
+def codebook(config: RunConfig):
+    """The image codec's codebook, float [codes, width], where the config has a perceptual loss; else None."""
+    if not config.loss.perceptual_weight:
+        return None
+    import numpy as np
+
+    from aromni_jax.codecs import ImageCodec
+
+    return np.asarray(ImageCodec.load(config.world).codebook)

@@ -1,0 +1,92 @@
+"""The numbers world: speech, pictures and text of numbers, on a laptop's CPU.
+
+configs/numbers.py:demo     what `make demo` trains: minutes on two cores
+configs/numbers.py:shipped  the same recipe for longer: the checkpoint that comes with the package
+configs/numbers.py:tiny     seconds: tests and first looks
+"""
+
+import ml_collections
+
+from aromni_jax.errors import UserError
+from aromni_jax.vocabulary import JointVocabulary
+
+# Sizes of the codecs that are shipped with the world.
+VOCABULARY = JointVocabulary.compact(text_pieces=384, image_codes=128, image_tokens=32, speech_codes=256)
+CODEBOOK_WIDTH = 16
+
+
+def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
+    """`arg`: demo (also when empty), shipped or tiny."""
+    config = ml_collections.ConfigDict()
+    config.world = "numbers"
+    config.template = "brief"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.vocab_size = VOCABULARY.size
+    config.model.dim = 192
+    config.model.layers = 4
+    config.model.heads = 6
+    config.model.kv_heads = 3
+    config.model.head_dim = 32
+    config.model.ffn_dim = 512
+    config.model.norm_order = "swin"
+    config.model.max_positions = 1024
+    config.model.perceptual_dim = CODEBOOK_WIDTH
+    config.model.scan_layers = False  # unrolled: longer to compile, faster on a CPU
+
+    config.data = ml_collections.ConfigDict()
+    config.data.path = "runs/demo/data"
+    config.data.sequence_length = 256
+    config.data.batch_size = 8
+
+    config.loss = ml_collections.ConfigDict()
+    config.loss.perceptual_weight = 0.1
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.peak_lr = 2e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.decay = "cosine"
+    config.optimizer.end_lr_ratio = 0.02
+    config.optimizer.weight_decay = 0.05
+
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.replica = 1
+
+    config.train = ml_collections.ConfigDict()
+    config.train.steps = 2000
+    config.train.log_every = 20
+    config.train.eval_every = 250
+    config.train.checkpoint_every = 250
+
+    variants = {"": _demo, "demo": _demo, "shipped": _shipped, "tiny": _tiny}
+    if arg not in variants:
+        raise UserError(f"configs/numbers.py: unknown variant {arg!r}: use demo, shipped or tiny")
+    variants[arg](config)
+    return config
+
+
+def _demo(config: ml_collections.ConfigDict) -> None:
+    del config
+
+
+def _shipped(config: ml_collections.ConfigDict) -> None:
+    config.data.path = "runs/shipped/data"
+    config.train.steps = 20_000
+    config.train.eval_every = 1000
+    config.train.checkpoint_every = 1000
+
+
+def _tiny(config: ml_collections.ConfigDict) -> None:
+    config.model.dim = 48
+    config.model.layers = 2
+    config.model.heads = 4
+    config.model.kv_heads = 2
+    config.model.head_dim = 16
+    config.model.ffn_dim = 128
+    config.data.path = "runs/tiny/data"
+    config.data.batch_size = 4
+    config.train.steps = 20
+    config.train.log_every = 5
+    config.train.eval_every = 10
+    config.train.checkpoint_every = 10
+    config.optimizer.warmup_steps = 5
