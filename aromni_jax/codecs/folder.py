@@ -1,0 +1,125 @@
+"""A codec on disk: one folder with `codec.json` and the weights, the same for every codec.
+
+    codec.json            kind, config, weight file and its sha256, how it was trained, on what, measured figures
+    weights.safetensors   float16 arrays, names are the slash-joined paths of the nested dict of parameters
+    text.model            for text: a SentencePiece model in place of the arrays
+
+A name without a slash that names a world of this package ("numbers") means the codecs shipped with that world.
+"""
+
+import hashlib
+import importlib.resources
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from aromni_jax.codecs.media import write_atomic
+from aromni_jax.errors import UserError
+
+CARD = "codec.json"
+WEIGHTS = "weights.safetensors"
+FORMAT = 1
+Params = dict[str, Any]  # nested dicts, float32 arrays at the leaves
+
+
+def find(path_or_name: str | os.PathLike, kind: str) -> Path:
+    """The folder of a codec; `kind` is "image", "speech" or "text".
+
+    A folder that holds `codec.json`, or one that holds a folder `kind` with it, or the name of a shipped world.
+    Raises UserError when there is none.
+    """
+    shipped = Path(str(importlib.resources.files("aromni_jax"))) / "worlds" / str(path_or_name) / "codecs" / kind
+    for folder in (Path(path_or_name), Path(path_or_name) / kind, shipped):
+        if (folder / CARD).is_file():
+            return folder
+    raise UserError(
+        f"no {kind} codec at {path_or_name}: give a folder with {CARD}, or the name of a shipped world (numbers)"
+    )
+
+
+def read_card(folder: Path, kind: str) -> dict[str, Any]:
+    """`codec.json` of a folder, its kind and format checked, and the weight file's checksum compared."""
+    try:
+        card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        found, config, name, digest = card["kind"], card["config"], card["weights"], card["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {folder / CARD} ({error!r}); fetch the codec again") from error
+    if found != kind or card.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / CARD} describes a {found} codec of format {card.get('format')}; wanted: {kind}, format {FORMAT}"
+        )
+    weights = folder / name
+    if not weights.is_file():
+        raise UserError(f"{weights} is missing beside {CARD}; fetch the codec again")
+    if sha256(weights.read_bytes()) != digest:
+        raise UserError(f"{weights} does not have the checksum that {CARD} gives; fetch the codec again")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / CARD}: config must be an object; fetch the codec again")
+    return card
+
+
+def read_params(folder: Path, card: Mapping[str, Any]) -> Params:
+    """The weights of a codec as nested dicts of float32 arrays."""
+    try:
+        flat = safetensors.numpy.load((folder / card["weights"]).read_bytes())
+    except Exception as error:  # the library raises kinds of its own
+        raise UserError(f"cannot read {folder / card['weights']} ({error}); fetch the codec again") from error
+    params: Params = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value.astype(np.float32)
+    return params
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """Nested dicts -> one dict with slash-joined names."""
+    flat: dict[str, np.ndarray] = {}
+    for key, value in params.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}/") if isinstance(value, Mapping) else {name: np.asarray(value)}
+    return flat
+
+
+def pack_params(params: Mapping[str, Any]) -> bytes:
+    """Parameters -> the bytes of a safetensors file, float16 (a codec's error is far above its rounding)."""
+    return safetensors.numpy.save({k: np.ascontiguousarray(v, np.float16) for k, v in flatten(params).items()})
+
+
+def write(folder: str | os.PathLike, kind: str, config: Mapping[str, Any], weights: bytes, card: Mapping) -> None:
+    """Writes a codec folder; the card goes last, so that a folder with a card is whole.
+
+    Args:
+      card: free facts for the reader: training command, data, licence, figures.
+    """
+    folder = Path(folder)
+    name = "text.model" if kind == "text" else WEIGHTS
+    write_atomic(folder / name, lambda path: path.write_bytes(weights))
+    digest = sha256(weights)
+    body = {
+        "format": FORMAT,
+        "kind": kind,
+        "config": dict(config),
+        "weights": name,
+        "sha256": digest,
+        "fingerprint": fingerprint(config, digest),
+        **card,
+    }
+    write_atomic(folder / CARD, lambda path: path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8"))
+
+
+def fingerprint(config: Mapping[str, Any], digest: str) -> str:
+    """16 hex digits that change whenever any code of any input can change."""
+    return sha256(json.dumps(dict(config), sort_keys=True).encode() + digest.encode())[:16]
+
+
+def sha256(data: bytes) -> str:
+    """Hex SHA-256 of bytes."""
+    return hashlib.sha256(data).hexdigest()

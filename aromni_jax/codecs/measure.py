@@ -1,0 +1,95 @@
+"""How much a codec loses, on the held-out part of a world; judges of meaning are in the room `evaluation`."""
+
+from typing import Any
+
+import numpy as np
+
+from aromni_jax.codecs import vq
+from aromni_jax.codecs.image import ImageCodec
+from aromni_jax.codecs.speech import SpeechCodec, log_magnitude, log_mel
+from aromni_jax.codecs.text import TextCodec
+
+World = Any
+_SEED = 1234
+
+
+def image_figures(codec: ImageCodec, world: World, count: int = 256) -> tuple[dict[str, Any], np.ndarray]:
+    """PSNR (dB, of brightness 0..1, over all pixels) and use of codes on held-out pictures, and a contact sheet.
+
+    The sheet, uint8 [H, W]: columns of pairs, the picture above what the codec makes of it.
+    """
+    image_bhw = test_pictures(world, count)
+    codes = codec.encode(image_bhw)
+    back_bhw = np.round((codec.decode(codes)[..., 0] + 1) * 127.5).astype(np.uint8)
+    figures = {
+        "tokens": codec.tokens_per_image,
+        "codes": codec.num_codes,
+        "psnr_db": round(psnr(image_bhw, back_bhw), 2),
+        "perplexity": round(vq.perplexity(codes, codec.num_codes), 1),
+        "pictures": count,
+    }
+    pairs = np.concatenate([image_bhw, back_bhw], axis=1)[:32]
+    pairs = np.pad(pairs, ((0, 0), (1, 1), (1, 1)), constant_values=96)
+    rows = [np.concatenate(list(pairs[start : start + 8]), axis=1) for start in range(0, len(pairs) // 8 * 8, 8)]
+    return figures, np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1)
+
+
+def test_pictures(world: World, count: int) -> np.ndarray:
+    """uint8 [count, H, W] from held-out drawings and strings, always the same ones."""
+    rng = np.random.default_rng(_SEED)
+    strings = world.strings("test")
+    return np.stack([world.picture(strings[i % len(strings)], rng, split="test") for i in range(count)])
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8 arrays of one shape, in dB."""
+    error = np.mean((first.astype(np.float64) - second) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-12)))
+
+
+def speech_figures(codec: SpeechCodec, world: World, count: int = 64) -> dict[str, Any]:
+    """Distance of log-mel values (dB, mean of absolute differences) and use of codes on held-out utterances."""
+    waves = test_utterances(world, count)
+    codes, back = round_trip(codec, waves)
+    distance = np.mean([mel_distance(codec, *pair) for pair in zip(waves, back, strict=True)])
+    return {
+        "tokens_per_second": codec.tokens_per_second,
+        "codes": codec.num_codes,
+        "mel_distance_db": round(float(distance), 2),
+        "perplexity": round(vq.perplexity(np.concatenate(codes), codec.num_codes), 1),
+        "utterances": count,
+    }
+
+
+def test_utterances(world: World, count: int) -> list[np.ndarray]:
+    """float32 waves from held-out recordings and strings, always the same ones."""
+    rng = np.random.default_rng(_SEED)
+    strings = world.strings("test")
+    return [world.utterance(strings[i % len(strings)], rng, split="test") for i in range(count)]
+
+
+def round_trip(codec: SpeechCodec, waves: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Codes of waves, and the waves that they decode to, cut to the lengths that came in."""
+    lengths = [len(wave) for wave in waves]
+    wave_bn = np.zeros((len(waves), max(lengths)), np.float32)
+    for row, wave in zip(wave_bn, waves, strict=True):
+        row[: len(wave)] = wave
+    codes = codec.encode(wave_bn, lengths)
+    return codes, [wave[:length] for wave, length in zip(codec.decode(codes), lengths, strict=True)]
+
+
+def mel_distance(codec: SpeechCodec, first_n: np.ndarray, second_n: np.ndarray) -> float:
+    """Mean absolute difference of two waves' log-mel magnitudes, in dB."""
+    config = codec.config
+    size = vq.bucket(-(-len(first_n) // codec.hop), 16) * codec.hop
+    both = np.zeros((2, size), np.float32)
+    both[0, : len(first_n)], both[1, : len(second_n)] = first_n, second_n
+    mel_bfm = np.asarray(log_mel(log_magnitude(both, config), config))[:, : len(first_n) // config.frame]
+    return float(np.abs(mel_bfm[0] - mel_bfm[1]).mean() * 20 / np.log(10))
+
+
+def text_figures(codec: TextCodec, world: World) -> dict[str, Any]:
+    """Pieces per word on held-out strings."""
+    texts = [world.text(string) for string in world.strings("test")]
+    pieces = sum(len(codec.encode(text)) for text in texts)
+    return {"pieces": codec.num_pieces, "pieces_per_word": round(pieces / sum(len(text.split()) for text in texts), 3)}

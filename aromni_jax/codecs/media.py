@@ -1,0 +1,148 @@
+"""Sound and picture files in and out, with one clear line for every way in which a file can be bad.
+
+Reading never trusts a file: a missing, truncated, empty, oversized or non-finite one raises `UserError`.
+Writing is atomic: a reader sees the old file or the whole new one.
+"""
+
+import contextlib
+import os
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from PIL import Image, ImageOps
+
+from aromni_jax.errors import UserError
+
+MAX_PIXELS = 64_000_000
+MAX_SECONDS = 3600.0
+
+
+def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
+    """One sound file of any rate and channel count -> float32 [n], mono, at `sample_rate` hertz.
+
+    Channels are averaged; the rate is changed with soxr's high-quality resampler; nothing is normalised.
+    Raises UserError: missing, not a sound file, longer than an hour, no samples, NaN or infinite samples.
+    """
+    path = Path(path)
+    _must_be_file(path, "sound")
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.frames > MAX_SECONDS * file.samplerate:
+                raise UserError(
+                    f"sound file {path} is {file.frames / file.samplerate / 60:.0f} minutes long; "
+                    f"the limit is {MAX_SECONDS / 60:.0f}: cut it into pieces"
+                )
+            rate, expected = file.samplerate, file.frames
+            wave_nc = file.read(dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise UserError(f"cannot read {path} as sound ({_short(error)}); give a WAV, FLAC or OGG file") from error
+    if not len(wave_nc):
+        raise UserError(f"sound file {path} holds no samples; record it again")
+    if len(wave_nc) < expected:
+        raise UserError(f"sound file {path} is cut off: {len(wave_nc)} of {expected} samples; fetch it again")
+    if not np.isfinite(wave_nc).all():
+        bad = int(np.flatnonzero(~np.isfinite(wave_nc).all(axis=1))[0])
+        raise UserError(f"sound file {path} holds a NaN or infinite value at sample {bad}; export it again")
+    wave_n = wave_nc.mean(axis=1)
+    if rate != sample_rate:
+        wave_n = soxr.resample(wave_n, rate, sample_rate, quality="HQ")
+        if not len(wave_n):
+            raise UserError(f"sound file {path} is too short: no sample is left at {sample_rate} Hz; record it again")
+    return np.ascontiguousarray(wave_n, np.float32)
+
+
+def write_wav(path: str | os.PathLike, wave_n: np.ndarray, sample_rate: int) -> None:
+    """Writes float [n] in [-1, 1] (clipped) as a mono 16-bit PCM WAV, atomically.
+
+    Raises UserError when the wave is not one-dimensional, is not finite, or the file cannot be written.
+    """
+    wave_n = np.asarray(wave_n, np.float32)
+    if wave_n.ndim != 1:
+        raise UserError(f"cannot write {path}: a mono wave has one axis, this one has shape {wave_n.shape}")
+    if not np.isfinite(wave_n).all():
+        raise UserError(f"cannot write {path}: the wave holds NaN or infinite values")
+    pcm_n = np.round(np.clip(wave_n, -1, 1) * 32767).astype(np.int16)
+    write_atomic(
+        path,
+        lambda temporary: soundfile.write(temporary, pcm_n, sample_rate, subtype="PCM_16", format="WAV"),
+    )
+
+
+def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """One picture file -> PIL RGB image, turned upright by its EXIF tag, transparency laid on white.
+
+    Raises UserError: missing, not a picture, truncated, more than `max_pixels` pixels.
+    """
+    path = Path(path)
+    _must_be_file(path, "picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                width, height = opened.size
+                if width * height > max_pixels:
+                    raise UserError(
+                        f"picture {path} has {width}x{height} pixels; the limit is {max_pixels}: make it smaller"
+                    )
+                return flatten(ImageOps.exif_transpose(opened))
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"picture {path} is too large ({_short(error)}); make it smaller") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # PIL raises all four on broken files
+        raise UserError(f"cannot read {path} as a picture ({_short(error)}); give a whole PNG or JPEG") from error
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """PIL image of any mode -> RGB; transparent parts are blended on white."""
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL's own convert would clip it
+        return Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def write_png(path: str | os.PathLike, image: Image.Image | np.ndarray) -> None:
+    """Writes a PIL image or uint8 [H, W] / [H, W, 3] as PNG, atomically; UserError when it cannot."""
+    if not isinstance(image, Image.Image):
+        pixels = np.asarray(image)
+        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or not pixels.size:
+            raise UserError(
+                f"cannot write {path}: a picture is uint8 [H, W] or [H, W, 3], "
+                f"this is {pixels.dtype} {list(pixels.shape)}"
+            )
+        image = Image.fromarray(pixels)
+    write_atomic(path, lambda temporary: image.save(temporary, format="PNG", optimize=True))
+
+
+def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Calls `write(temporary path in the same folder)` and renames the result to `path`."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.replace(path)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise UserError(f"cannot write {path} ({_short(error)}); check the folder and the free space") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _must_be_file(path: Path, what: str) -> None:
+    if not path.exists():
+        raise UserError(f"{what} file {path} does not exist; check the path")
+    if not path.is_file():
+        raise UserError(f"{what} file {path} is not a file; give the path of one file")
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0] or type(error).__name__
+    return text[:120].rstrip(".")
