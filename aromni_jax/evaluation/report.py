@@ -1,0 +1,155 @@
+"""The report of a run: one HTML file that holds everything and fetches nothing.
+
+Needs jinja2 (extra `demo`). Charts are inline SVG, media are data URIs; a content security policy with the hash of the
+page's own script and style keeps the browser from fetching or running anything else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from aromni_jax.codecs.media import write_atomic
+from aromni_jax.errors import UserError
+from aromni_jax.vocabulary import JointVocabulary
+
+MAX_BYTES = 8_000_000
+_HERE = Path(__file__).parent
+_SHIPPED_ABLATIONS = "worlds/numbers/ablations.json"
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write `run_dir/report.html` from the files of the run; returns its path.
+
+    Reads `metrics.json`, `metrics.jsonl`, and where they exist `samples/samples.json` with its media and
+    `ablations.json` (else the shipped one). The page is at most MAX_BYTES long: samples that do not fit are counted in
+    it, not shown. Raises UserError, naming the file, when one is missing or broken, or when jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError:
+        raise UserError("the report needs jinja2: type  pip install 'aromni_jax[demo]'") from None
+    from aromni_jax.evaluation import report_page, report_samples
+
+    run_dir = Path(run_dir)
+    metrics = _object(run_dir / "metrics.json")
+    lines = _lines(run_dir / "metrics.jsonl")
+    samples = report_samples.read_samples(
+        run_dir / "samples", _list(run_dir / "samples" / "samples.json"), _vocabulary(metrics, run_dir)
+    )
+    ablations = _ablations(run_dir)
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    style, script = (environment.get_template(f"report_{part}.html").render() for part in ("style", "script"))
+    template = environment.get_template("report.html")
+
+    def render(kept: list[report_samples.Sample]) -> bytes:
+        page = report_page.page(metrics, lines, kept, len(samples) - len(kept), ablations)
+        page |= {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
+        page |= {"run": run_dir.resolve().name, "created": _created(metrics)}
+        return template.render(page).encode()
+
+    html = render(samples)
+    if len(html) > MAX_BYTES:
+        media = sum(sample.media_bytes for sample in samples)
+        html = render(report_samples.within_budget(samples, MAX_BYTES - (len(html) - media)))
+    if len(html) > MAX_BYTES:
+        raise UserError(
+            f"{run_dir}: the report would be {len(html) / 1e6:.1f} MB without any media, more than "
+            f"{MAX_BYTES / 1e6:.0f}; make metrics.json or the list of samples shorter"
+        )
+    path = run_dir / "report.html"
+    write_atomic(path, lambda temporary: temporary.write_bytes(html))
+    return path
+
+
+def _hash(text: str) -> str:
+    """Of an inline script or style, as a content security policy names it."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _created(metrics: Mapping[str, Any]) -> str:
+    text = str(metrics.get("created") or "")
+    try:
+        return f"{datetime.fromisoformat(text):%d %B %Y, %H:%M}".lstrip("0")
+    except ValueError:
+        return text
+
+
+# -- reading --------------------------------------------------------------------------------------------
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: finish the run, or give the folder of a finished one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({error}); write it again") from None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); write it again") from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    found = _json(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected one JSON object, found {type(found).__name__}; write it again")
+    return found
+
+
+def _list(path: Path) -> list[Any]:
+    """A JSON list; [] where the file does not exist."""
+    found = _json(path) if path.exists() else []
+    if not isinstance(found, list):
+        raise UserError(f"{path}: expected a JSON list, found {type(found).__name__}; write it again")
+    return found
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSON-lines file; a torn last line (a killed run) is left out."""
+    rows = [(at, row) for at, row in enumerate(_text(path).splitlines(), start=1) if row.strip()]
+    found = []
+    for at, row in rows:
+        try:
+            line = json.loads(row)
+        except json.JSONDecodeError as error:
+            if at == rows[-1][0]:
+                break
+            raise UserError(f"{path}, line {at}: not JSON ({error.msg}); delete the line") from None
+        if not isinstance(line, dict):
+            raise UserError(f"{path}, line {at}: expected one JSON object; delete the line")
+        found.append(line)
+    return found
+
+
+def _vocabulary(metrics: Mapping[str, Any], run_dir: Path) -> JointVocabulary | None:
+    """The layout under the key "vocabulary" (`JointVocabulary.to_dict`), which gives names to token ids."""
+    if "vocabulary" not in metrics:
+        return None
+    try:
+        return JointVocabulary.from_dict(metrics["vocabulary"])
+    except (UserError, TypeError) as error:
+        raise UserError(f"{run_dir / 'metrics.json'}, vocabulary: {error}") from None
+
+
+def _ablations(run_dir: Path) -> dict[str, Any]:
+    """Of the run, or the shipped ones; {} without either."""
+    own = run_dir / "ablations.json"
+    if own.exists():
+        return _object(own)
+    shipped = importlib.resources.files("aromni_jax") / _SHIPPED_ABLATIONS
+    return json.loads(shipped.read_text(encoding="utf-8")) if shipped.is_file() else {}
