@@ -60,14 +60,18 @@ class Engine:
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """Results in the order of the requests. Raises as `stream`."""
+        # Requests of like size are decoded together, so that none waits for a much longer one.
+        pairs = self._with_limits(requests)
+        sizes = [(limit.max_new_tokens, len(request.prompt_tokens)) for request, limit in pairs]
+        order = sorted(range(len(requests)), key=sizes.__getitem__)
         results: list[Result] = []
-        for batch, limits in self._batches(requests):
+        for batch, limits in self._batches([pairs[n] for n in order]):
             rows = [_Row(request, limit) for request, limit in zip(batch, limits, strict=True)]
             for chunk, now in self._chunks(batch, limits):
                 for row, (tokens, states) in zip(rows, chunk, strict=True):
                     row.extend(tokens, states, now, self.vocabulary)
             results += [row.result() for row in rows]
-        return results
+        return [results[place] for place in np.argsort(order)]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[Event]:
         """Events of all requests, in order per request; the last one of each is `Done`.
@@ -76,7 +80,7 @@ class Engine:
           UserError: before anything runs, naming the request: id out of range, empty prompt, prompt that leaves no
             room in the context, limits that cannot be met.
         """
-        for batch, limits in self._batches(requests):
+        for batch, limits in self._batches(self._with_limits(requests)):
             rows = [_Row(request, limit) for request, limit in zip(batch, limits, strict=True)]
             streams = [
                 RowStream(request.id, self.vocabulary, self._text_codec, self._speech_codec) for request in batch
@@ -90,11 +94,15 @@ class Engine:
                         yield from stream.finish()
                         yield Done(row.request.id, len(row.tokens), row.result())
 
-    def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[Sequence[Request], list[Limits]]]:
-        limits = [self._limits(request, n) for n, request in enumerate(requests)]
-        for start in range(0, len(requests), self._max_batch):
-            part = slice(start, start + self._max_batch)
-            yield requests[part], limits[part]
+    def _with_limits(self, requests: Sequence[Request]) -> list[tuple[Request, Limits]]:
+        return [(request, self._limits(request, n)) for n, request in enumerate(requests)]
+
+    def _batches(
+        self, pairs: Sequence[tuple[Request, Limits]]
+    ) -> Iterator[tuple[tuple[Request, ...], tuple[Limits, ...]]]:
+        for start in range(0, len(pairs), self._max_batch):
+            requests, limits = zip(*pairs[start : start + self._max_batch], strict=True)
+            yield requests, limits
 
     def _limits(self, request: Request, number: int) -> Limits:
         """The request's limits, cut to the room that the context leaves; `UserError` if that is too little."""

@@ -1,22 +1,28 @@
 """Prompt formats and answers: what the nine tasks look like as tokens, and how tokens become media again."""
 
 from aromni_jax.tasks.answers import Answer, Media, read_answer, to_media
+from aromni_jax.tasks.assistant import Assistant, Reply
 from aromni_jax.tasks.parts import Image, Part, Speech, Text
 from aromni_jax.tasks.prompts import PromptBuilder
+from aromni_jax.tasks.requests import Options, make_request
 from aromni_jax.tasks.templates import TASK_KINDS, TEMPLATES, Template, get_template
 
 __all__ = [
     "TASK_KINDS",
     "TEMPLATES",
     "Answer",
+    "Assistant",
     "Image",
     "Media",
+    "Options",
     "Part",
     "PromptBuilder",
+    "Reply",
     "Speech",
     "Template",
     "Text",
     "get_template",
+    "make_request",
     "read_answer",
     "to_media",
 ]

@@ -94,9 +94,7 @@ def read_answer(tokens: Sequence[int], vocabulary: JointVocabulary, text_codec: 
             span = tokens[at + 1 : at + 1 + v.image_tokens]
             end = at + 1 + v.image_tokens
             if end >= len(tokens) or tokens[end] != v.eoi or not all(int(t) in v.image for t in span):
-                raise UserError(
-                    f"answer: the image that opens at token {at} is not {v.image_tokens} codes and eoi"
-                )
+                raise UserError(f"answer: the image that opens at token {at} is not {v.image_tokens} codes and eoi")
             parts.append(Image(v.image_codes(span)))
             at = end
         elif token in v.speech:

@@ -1,0 +1,230 @@
+"""One object for all tasks: media in, media out, in batches (used by the command line, the demo and the evaluation)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
+from aromni_jax.decoding import Done, Engine, Event, Result
+from aromni_jax.decoding.engine import Model
+from aromni_jax.errors import UserError
+from aromni_jax.tasks.answers import Answer, Media, read_answer, to_media
+from aromni_jax.tasks.parts import Image, Part, Speech, Text
+from aromni_jax.tasks.prompts import PromptBuilder
+from aromni_jax.tasks.requests import Options, make_request
+from aromni_jax.tasks.templates import Template
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What came of one prompt: tokens with their states and clocks, and the parts they spell."""
+
+    prompt: Sequence[int]
+    result: Result
+    answer: Answer
+
+
+class Assistant:
+    """A model, the codecs of its world and its prompt template.
+
+    Args:
+      model: anything with `params`, `config` and `vocabulary`.
+      text_codec, image_codec, speech_codec: of the vocabulary that the model was trained with; `UserError` if their
+        sizes are not the vocabulary's. Pictures or speech cannot be used without their codec.
+      template: name or template of the prompts.
+      max_batch: items decoded at once.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        text_codec: TextCodec,
+        image_codec: ImageCodec | None,
+        speech_codec: SpeechCodec | None,
+        template: Template | str,
+        max_batch: int = 32,
+    ) -> None:
+        self.vocabulary = model.vocabulary
+        self.text_codec, self.image_codec, self.speech_codec = text_codec, image_codec, speech_codec
+        self._check_codecs()
+        self.prompts = PromptBuilder(model.vocabulary, text_codec, template)
+        self.engine = Engine(model, text_codec=text_codec, speech_codec=speech_codec, max_batch=max_batch)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, world: str | None = None, template: str | None = None, max_batch: int = 32
+    ) -> Assistant:
+        """From a model folder, run folder or checkpoint; "numbers" is the model shipped with the package.
+
+        Args:
+          world: folder or name of the codecs; None = what the model says it was trained in.
+          template: None = what the model says it was trained with.
+
+        Raises:
+          UserError: no model there, or the model does not say and neither does the caller.
+        """
+        from aromni_jax.convert import load_model
+
+        model = load_model(find_model(path))
+        world = world or model.metadata["world"]
+        template = template or model.metadata["template"]
+        for what, value in (("codecs", world), ("template", template)):
+            if value is None:
+                raise UserError(f"{path}: the model does not say which {what} it was trained with; name it")
+        return cls(
+            model,
+            text_codec=TextCodec.load(world),
+            image_codec=ImageCodec.load(world),
+            speech_codec=SpeechCodec.load(world),
+            template=template,
+            max_batch=max_batch,
+        )
+
+    # -- single-output tasks, many items at once -----------------------------------------------------
+
+    def transcribe(self, waves: Sequence[np.ndarray], options: Options | None = None) -> list[str]:
+        """float [n] waves at the codec's rate -> text."""
+        return [r.answer.text for r in self.answer("speech_to_text", _each(self.hear(waves)), options)]
+
+    def speak(self, texts: Sequence[str], options: Options | None = None) -> list[np.ndarray]:
+        """Text -> float32 [n] waves at the codec's rate."""
+        return self._waves(self.answer("text_to_speech", _each(map(Text, texts)), options))
+
+    def describe(self, images: Sequence[PIL.Image.Image] | np.ndarray, options: Options | None = None) -> list[str]:
+        """Pictures (as `ImageCodec.encode` takes them) -> text."""
+        return [r.answer.text for r in self.answer("image_caption", _each(self.look(images)), options)]
+
+    def draw(self, texts: Sequence[str], options: Options | None = None) -> list[PIL.Image.Image]:
+        """Text -> pictures."""
+        return self._pictures(self.answer("text_to_image", _each(map(Text, texts)), options))
+
+    def speech_to_image(self, waves: Sequence[np.ndarray], options: Options | None = None) -> list[PIL.Image.Image]:
+        """Waves -> pictures."""
+        return self._pictures(self.answer("speech_to_image", _each(self.hear(waves)), options))
+
+    def image_to_speech(
+        self, images: Sequence[PIL.Image.Image] | np.ndarray, options: Options | None = None
+    ) -> list[np.ndarray]:
+        """Pictures -> waves."""
+        return self._waves(self.answer("image_to_speech", _each(self.look(images)), options))
+
+    def answer(
+        self,
+        task: str,
+        inputs: Sequence[Sequence[Part]],
+        options: Options | None = None,
+        instruction: str | None = None,
+    ) -> list[Reply]:
+        """Replies to one prompt of `task` per entry of `inputs`, in order; for a chat, each is a first turn."""
+        prompts = [self.prompts.prompt(task, parts, instruction) for parts in inputs]
+        options = options or Options()
+        requests = [make_request(task, ids, self.vocabulary, options, n) for n, ids in enumerate(prompts)]
+        results = self.engine.generate(requests)
+        return [self._reply(ids, result) for ids, result in zip(prompts, results, strict=True)]
+
+    # -- chat ----------------------------------------------------------------------------------------
+
+    def chat(
+        self,
+        history: Sequence[int],
+        parts: Sequence[Part],
+        append_text: str | None = None,
+        options: Options | None = None,
+    ) -> tuple[Reply, list[int]]:
+        """One turn: the reply, and the history (token ids, [] at first) that the next turn takes."""
+        *_, done = self.chat_events(history, parts, append_text, options)
+        return self.chat_reply(history, parts, append_text, done)
+
+    def chat_events(
+        self,
+        history: Sequence[int],
+        parts: Sequence[Part],
+        append_text: str | None = None,
+        options: Options | None = None,
+    ) -> Iterator[Event]:
+        """The same turn as events, as they come; give the last one, `Done`, to `chat_reply`."""
+        prompt = self.prompts.chat_prompt(history, parts, append_text)
+        yield from self.engine.stream([make_request("chat", prompt, self.vocabulary, options or Options())])
+
+    def chat_reply(
+        self, history: Sequence[int], parts: Sequence[Part], append_text: str | None, done: Done
+    ) -> tuple[Reply, list[int]]:
+        """The reply that a finished turn of `chat_events` gave, and the history with it."""
+        prompt = self.prompts.chat_prompt(history, parts, append_text)
+        output = done.result.tokens.tolist()
+        return self._reply(prompt, done.result), self.prompts.chat_history(history, parts, output, append_text)
+
+    # -- media <-> parts -----------------------------------------------------------------------------
+
+    def hear(self, waves: Sequence[np.ndarray]) -> list[Speech]:
+        """float [n] waves at `speech_codec.sample_rate` -> speech codes."""
+        codec = self._need(self.speech_codec, "speech")
+        if not len(waves):
+            return []
+        lengths = [len(wave) for wave in waves]
+        padded = np.zeros((len(waves), max(lengths)), np.float32)
+        for row, wave in zip(padded, waves, strict=True):
+            row[: len(wave)] = wave
+        return [Speech(codes) for codes in codec.encode(padded, lengths=lengths)]
+
+    def look(self, images: Sequence[PIL.Image.Image] | np.ndarray) -> list[Image]:
+        """Pictures -> image codes."""
+        return [Image(codes) for codes in self._need(self.image_codec, "image").encode(images)]
+
+    def media(self, reply: Reply) -> Media:
+        """The reply's text, sound and pictures."""
+        return to_media(reply.answer, self.speech_codec, self.image_codec)
+
+    def _reply(self, prompt: Sequence[int], result: Result) -> Reply:
+        return Reply(prompt, result, read_answer(result.tokens, self.vocabulary, self.text_codec))
+
+    def _waves(self, replies: Sequence[Reply]) -> list[np.ndarray]:
+        return self._need(self.speech_codec, "speech").decode([reply.answer.speech.codes for reply in replies])
+
+    def _pictures(self, replies: Sequence[Reply]) -> list[PIL.Image.Image]:
+        codec = self._need(self.image_codec, "image")
+        return codec.to_pil(np.stack([reply.answer.images[0].codes for reply in replies])) if replies else []
+
+    @staticmethod
+    def _need(codec, kind: str):
+        if codec is None:
+            raise UserError(f"no {kind} codec is loaded")
+        return codec
+
+    def _check_codecs(self) -> None:
+        v, image, speech = self.vocabulary, self.image_codec, self.speech_codec
+        sizes = [("text pieces", self.text_codec.num_pieces, len(v.text))]
+        if image is not None:
+            sizes += [("image codes", image.num_codes, len(v.image))]
+            sizes += [("codes per image", image.tokens_per_image, v.image_tokens)]
+        if speech is not None:
+            sizes += [("speech codes", speech.num_codes, len(v.speech))]
+        for what, codec, ours in sizes:
+            # The official text tokenizer numbers its pieces by joint ids, so it has more than the text range.
+            if codec != ours and not (what == "text pieces" and v.text_offset == 0):
+                raise UserError(
+                    f"the model's vocabulary has {ours} {what}, the codec {codec}; take the model's own codecs"
+                )
+
+
+def find_model(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The path itself, or for the name of a shipped world the model that comes with it."""
+    if pathlib.Path(path).exists() or pathlib.Path(path).name != str(path):
+        return path
+    shipped = pathlib.Path(str(importlib.resources.files("aromni_jax"))) / "worlds" / str(path) / "checkpoint"
+    return shipped if shipped.is_dir() else path
+
+
+def _each(parts) -> list[list[Part]]:
+    return [[part] for part in parts]

@@ -1,0 +1,69 @@
+"""What each task may emit: from a task and a prompt to a request for the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from aromni_jax.decoding import Guidance, Policy, Request, State
+from aromni_jax.tasks.parts import Image, Speech, Text
+from aromni_jax.tasks.templates import TASK_KINDS
+from aromni_jax.vocabulary import JointVocabulary, task_id
+
+_STATE_OF_KIND = {Text: State.TEXT, Speech: State.SPEECH, Image: State.IMAGE}
+_CHAT_STATES = frozenset({State.TEXT, State.TRANSCRIPT, State.SPEECH, State.IMAGE})
+_CLOSE = 3  # opening marker, closing marker, eos
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to decode a task.
+
+    Attributes:
+      policies: per state; states left out are greedy.
+      guidance: of pictures; None = off.
+      seed: of the first request; request n draws with seed + n.
+      max_new_tokens: None = room for `max_text` pieces, `max_speech` codes or one picture, whatever the task makes.
+      max_text, max_speech: text pieces and speech codes of one answer.
+    """
+
+    policies: Mapping[State, Policy] = dataclasses.field(default_factory=dict)
+    guidance: Guidance | None = None
+    seed: int = 0
+    max_new_tokens: int | None = None
+    max_text: int = 128
+    max_speech: int = 400
+
+
+def output_state(task: str) -> State:
+    """The state a task's answer is made in; TEXT for a chat."""
+    return State.TEXT if task == "chat" else _STATE_OF_KIND[TASK_KINDS[task][1]]
+
+
+def make_request(
+    task: str, prompt: Sequence[int], vocabulary: JointVocabulary, options: Options, number: int = 0
+) -> Request:
+    """The request for one prompt of `task`; `number` sets its id and its seed. `UserError` for an unknown task.
+
+    A task with one output gets exactly that: speech must open with boa, a picture with boi, and after it only the
+    end is open. A chat answers in the shape of SPEC 2.4, its transcript first.
+    """
+    task_id(task)
+    room = {
+        State.TEXT: options.max_text + 1,
+        State.SPEECH: options.max_speech + _CLOSE,
+        State.IMAGE: vocabulary.image_tokens + _CLOSE,
+    }
+    state = output_state(task)
+    limit = 2 * sum(room.values()) if task == "chat" else room[state]
+    return Request(
+        prompt_tokens=prompt,
+        max_new_tokens=limit if options.max_new_tokens is None else options.max_new_tokens,
+        allowed=_CHAT_STATES if task == "chat" else frozenset({state}),
+        first=State.TRANSCRIPT if task == "chat" else state,
+        max_spans=4 if task == "chat" else 1,
+        policies=options.policies,
+        guidance=options.guidance,
+        seed=options.seed + number,
+        id=str(number),
+    )
