@@ -29,6 +29,7 @@ from aromni_jax.data.weights import weight_table
 from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import JointVocabulary
 
+_ENDLESS = 2**48  # examples; Grain's own "for ever" (2**63 - 1) overflows when it is divided into batches
 _BINS_PER_ROW = 4  # rows that online packing keeps open, per row of a batch
 
 
@@ -168,7 +169,7 @@ def _mixed(config: DataConfig, sources: Mapping[str, RowSource | ExampleSource])
     parts = []
     for name, source in sources.items():
         seed = (config.seed + zlib.crc32(name.encode())) % 2**31
-        parts.append(grain.MapDataset.source(source).shuffle(seed=seed).repeat())
+        parts.append(grain.MapDataset.source(source).shuffle(seed=seed).repeat(_ENDLESS // len(source)))
     if len(parts) == 1:
         return parts[0]
     return grain.MapDataset.mix(parts, [config.mixture[name] for name in sources])
