@@ -9,7 +9,7 @@ Grain's iterator state and belongs to one process count.
 from __future__ import annotations
 
 import abc
-import json
+import copy
 import pathlib
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,6 +24,7 @@ from aromni_jax.data.batch import Batch
 from aromni_jax.data.files import Concatenated, RecordFile
 from aromni_jax.data.manifest import Manifest, read_manifest
 from aromni_jax.data.packing import MAX_SEGMENTS
+from aromni_jax.data.prefetch import Prefetch
 from aromni_jax.data.sources import Arrays, BadRecords, ExampleSource, RowSource
 from aromni_jax.data.weights import weight_table
 from aromni_jax.errors import UserError
@@ -87,7 +88,7 @@ def batches(
         return _OfflineBatches(dataset, bad, config.prefetch, start_step)
     source = {name: ExampleSource(file, vocabulary, config.sequence_length, bad) for name, file in files.items()}
     packed = grain.experimental.FirstFitPackIterDataset(
-        _mixed(config, source)[mine].to_iter_dataset(_read_options(config.prefetch)),
+        _mixed(config, source)[mine].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
         length_struct=dict.fromkeys(("tokens", "roles", "task_ids"), config.sequence_length),
         num_packing_bins=_BINS_PER_ROW * local,
         seed=config.seed,
@@ -204,42 +205,53 @@ def _positions(segment_ids_bs: np.ndarray) -> np.ndarray:
     return np.where(segment_ids_bs > 0, index_s - first_bs, 0)
 
 
-class _OfflineBatches(Batches):
-    def __init__(self, dataset: grain.MapDataset, bad: BadRecords, prefetch: int, step: int) -> None:
-        self._dataset = dataset
+class _Stream(Batches):
+    """Batches and the state after each, made ahead in one thread: rows are small, and a CPU run needs its cores."""
+
+    def __init__(self, bad: BadRecords, prefetch: int, state: dict[str, Any]) -> None:
         self.bad = bad
         self._prefetch = prefetch
-        self._go(step)
+        self._start(state)
 
-    def _go(self, step: int) -> None:
-        self._step = step
-        self._iterator = iter(self._dataset[step:].to_iter_dataset(_read_options(self._prefetch)))
+    @abc.abstractmethod
+    def _items(self, state: dict[str, Any]) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """From `state` on: each batch with the state after it."""
+
+    def _start(self, state: dict[str, Any]) -> None:
+        self._state = state
+        self._ahead = Prefetch(self._items(state), self._prefetch)
 
     def __next__(self) -> Batch:
-        batch = next(self._iterator)
-        self._step += 1
+        batch, self._state = next(self._ahead)
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        return {"step": self._step}
+        return self._state
+
+
+class _OfflineBatches(_Stream):
+    def __init__(self, dataset: grain.MapDataset, bad: BadRecords, prefetch: int, step: int) -> None:
+        self._dataset = dataset
+        super().__init__(bad, prefetch, {"step": step})
+
+    def _items(self, state: dict[str, Any]) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        return _indexed(self._dataset, state["step"])
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         if set(state) != {"step"}:
             raise UserError("the data state was saved by online packing; set data.packing=online to go on from it")
-        self._go(state["step"])
+        self._ahead.stop()
+        self._start(dict(state))
 
 
-class _OnlineBatches(Batches):
+class _OnlineBatches(_Stream):
     def __init__(self, dataset: grain.IterDataset, bad: BadRecords, prefetch: int, process_count: int) -> None:
-        self.bad = bad
+        self._dataset = dataset
         self._process_count = process_count
-        self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=prefetch))
+        super().__init__(bad, prefetch, {"grain": iter(dataset).get_state(), "processes": process_count})
 
-    def __next__(self) -> Batch:
-        return next(self._iterator)
-
-    def get_state(self) -> dict[str, Any]:
-        return {"grain": json.loads(json.dumps(self._iterator.get_state())), "processes": self._process_count}
+    def _items(self, state: dict[str, Any]) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        return _iterated(self._dataset, state)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         if "grain" not in state:
@@ -249,12 +261,23 @@ class _OnlineBatches(Batches):
                 f"the data state is that of {state['processes']} processes, this run has {self._process_count}: "
                 "only offline packing can go on with another number"
             )
-        self._iterator.set_state(state["grain"])
+        self._ahead.stop()
+        self._start(dict(state))
 
 
-def _read_options(prefetch: int) -> grain.ReadOptions:
-    """One reading thread: rows are small, and a CPU run needs its cores for the step."""
-    return grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+# Plain functions: a method would keep its stream, and so its thread, alive.
+def _indexed(dataset: grain.MapDataset, step: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    while True:
+        batch = dataset[step]
+        step += 1
+        yield batch, {"step": step}
+
+
+def _iterated(dataset: grain.IterDataset, state: dict[str, Any]) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    iterator = iter(dataset)
+    iterator.set_state(state["grain"])
+    for batch in iterator:
+        yield batch, {**state, "grain": copy.deepcopy(iterator.get_state())}
 
 
 def _mark_flags_parsed() -> None:

@@ -1,5 +1,8 @@
 """Small vocabularies, records and data sets for the tests of data/."""
 
+import gc
+import threading
+
 import numpy as np
 import pytest
 
@@ -52,3 +55,14 @@ def make_data_set(tmp_path, vocabulary, make_record):
         return tmp_path
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left():
+    """A stream that a test drops must stop reading; otherwise threads of earlier tests pile up."""
+    yield
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "aromni-prefetch":
+            thread.join(timeout=5)
+            assert not thread.is_alive()

@@ -1,10 +1,12 @@
 """Batches: the same stream on any number of processes, after any restart, by either way of packing."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -246,3 +248,22 @@ def test_absl_flags_need_not_be_parsed_and_the_process_ends(make_data_set, vocab
     )
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split("\n")[:2] == ["(4, 64)", "(4, 64)"]
+
+
+@PACKINGS
+def test_a_dropped_stream_ends_its_thread(packing, make_data_set, vocabulary):
+    stream = batches(config_of(make_data_set(), packing=packing), LOSS, vocabulary)
+    next(stream)
+    (worker,) = (thread for thread in threading.enumerate() if thread.name == "aromni-prefetch" and thread.is_alive())
+    del stream
+    gc.collect()
+    worker.join(timeout=5)
+    assert not worker.is_alive()
+
+
+def test_without_prefetch_the_stream_is_the_same(make_data_set, vocabulary):
+    config = config_of(make_data_set())
+    ahead = batches(dataclasses.replace(config, prefetch=3), LOSS, vocabulary)
+    plain = batches(dataclasses.replace(config, prefetch=0), LOSS, vocabulary)
+    assert all(same(a, b) for a, b in zip(take(ahead, 5), take(plain, 5), strict=True))
+    assert ahead.get_state() == plain.get_state() == {"step": 5}

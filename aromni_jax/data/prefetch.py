@@ -1,0 +1,83 @@
+"""An iterator run ahead in one thread.
+
+Grain's own prefetching joins its thread when an iterator is garbage-collected, wherever that happens; collected inside
+another pipeline's thread pool it waits for itself (seen with Grain 0.2.18). This one never joins but at exit.
+"""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+_T = TypeVar("_T")
+_POLL_SECONDS = 0.2  # how soon an abandoned thread notices
+
+
+class Prefetch(Iterator[_T], Generic[_T]):
+    """Yields what `items` yields, made up to `size` ahead; an error is raised where its item would have come.
+
+    `size` 0 runs in the caller's thread. Dropping the object (or `stop`) ends the thread.
+    """
+
+    def __init__(self, items: Iterator[_T], size: int) -> None:
+        self._items = items
+        self._worker = _Worker(items, size) if size > 0 else None
+        if self._worker:
+            weakref.finalize(self, self._worker.stopped.set)
+            self._worker.start()
+
+    def __next__(self) -> _T:
+        if self._worker is None:
+            return next(self._items)
+        item, error = self._worker.made.get()
+        if error is not None:
+            self._worker.made.put((None, error))  # asked again, it answers the same
+            raise error
+        return item
+
+    def stop(self) -> None:
+        """Make nothing more."""
+        if self._worker:
+            self._worker.stopped.set()
+
+
+class _Worker(threading.Thread):
+    def __init__(self, items: Iterator, size: int) -> None:
+        super().__init__(name="aromni-prefetch", daemon=True)
+        self._items = items
+        self.made: queue.Queue = queue.Queue(size)
+        self.stopped = threading.Event()
+        _running.add(self)
+
+    def run(self) -> None:
+        while not self.stopped.is_set():
+            try:
+                made = (next(self._items), None)
+            except BaseException as error:
+                made = (None, error)
+            self._put(made)
+            if made[1] is not None:
+                return
+
+    def _put(self, made: tuple) -> None:
+        while not self.stopped.is_set():
+            try:
+                return self.made.put(made, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+
+
+_running: weakref.WeakSet[_Worker] = weakref.WeakSet()
+
+
+@atexit.register
+def _join_all() -> None:
+    """A daemon thread inside a C++ reader must not meet the interpreter's end."""
+    for worker in list(_running):
+        worker.stopped.set()
+    for worker in list(_running):
+        worker.join(timeout=5)
