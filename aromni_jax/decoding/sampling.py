@@ -140,8 +140,12 @@ def choose(
 
     def draw() -> jax.Array:
         kept_bv = truncate(masked_bv / policy.temperature[:, None], policy.top_k, policy.top_p)
+        mass_bv = jnp.cumsum(jax.nn.softmax(kept_bv, axis=-1), axis=-1)
+        # One random number per row, not one per id; `best` where rounding puts it past the last of the mass.
         keys = jax.vmap(jax.random.fold_in)(keys_b, step_b)
-        return jnp.where(policy.greedy, best_b, jax.vmap(jax.random.categorical)(keys, kept_bv))
+        past_bv = mass_bv > jax.vmap(jax.random.uniform)(keys)[:, None] * mass_bv[:, -1:]
+        drawn_b = jnp.where(jnp.any(past_bv, axis=-1), jnp.argmax(past_bv, axis=-1), best_b)
+        return jnp.where(policy.greedy, best_b, drawn_b)
 
     # One scalar branch for the whole batch: a batch that is all greedy at this step sorts nothing.
     return jax.lax.cond(jnp.all(policy.greedy), lambda: best_b, draw).astype(jnp.int32)

@@ -29,14 +29,16 @@ class SpeechDecoder(Protocol):
 class SpeechWindow:
     """Decodes an utterance piece by piece.
 
-    A window of codes is decoded with `context` codes before and `lookahead` after the part that is kept, so that the
-    part sounds as in whole-utterance decoding up to the codec's reach beyond the window.
+    A window of codes is decoded with `context` codes before and `lookahead` after the part that is kept, so that a
+    codec that reaches no further gives the samples of whole-utterance decoding. One that does (or that finds a phase
+    of its own for each window) is blended over one code at each seam, so that the seam does not click.
     """
 
     def __init__(self, codec: SpeechDecoder, context: int = 40, lookahead: int = 8) -> None:
         self._codec, self._context, self._lookahead = codec, context, lookahead
         self._codes = np.zeros(0, np.int32)
         self._sent = 0
+        self._beyond = np.zeros(0, np.float32)  # what the last window said about the code after its part
 
     def push(self, codes: np.ndarray, *, last: bool) -> np.ndarray:
         """Samples that are settled by now, float32 [n]; with `last`, all that remain."""
@@ -46,9 +48,13 @@ class SpeechWindow:
         if ready == self._sent:
             return np.zeros(0, np.float32)
         start = max(0, self._sent - self._context)
-        wave = np.asarray(self._codec.decode(self._codes[None, start:])[0], np.float32)
+        wave = np.array(self._codec.decode(self._codes[None, start:])[0], np.float32)
         hop = self._codec.hop
         piece = wave[(self._sent - start) * hop : (ready - start) * hop]
+        seam = len(self._beyond)
+        rising = np.linspace(0, 1, seam, dtype=np.float32)
+        piece[:seam] = rising * piece[:seam] + (1 - rising) * self._beyond
+        self._beyond = wave[(ready - start) * hop : (ready - start + 1) * hop]
         self._sent = ready
         return piece
 

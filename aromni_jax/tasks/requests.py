@@ -12,7 +12,7 @@ from aromni_jax.vocabulary import JointVocabulary, task_id
 
 _STATE_OF_KIND = {Text: State.TEXT, Speech: State.SPEECH, Image: State.IMAGE}
 _CHAT_STATES = frozenset({State.TEXT, State.TRANSCRIPT, State.SPEECH, State.IMAGE})
-_CLOSE = 3  # opening marker, closing marker, eos
+_CLOSE = 4  # opening marker, closing marker, eos, and one to spare: an answer that just fits is not cut off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def make_request(
     """
     task_id(task)
     room = {
-        State.TEXT: options.max_text + 1,
+        State.TEXT: options.max_text + _CLOSE,
         State.SPEECH: options.max_speech + _CLOSE,
         State.IMAGE: vocabulary.image_tokens + _CLOSE,
     }

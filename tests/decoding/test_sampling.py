@@ -113,38 +113,46 @@ def test_selector_starts_anew_with_the_batch():
         assert mode.tolist() == entry["mode"]
 
 
+CHOOSE = jax.jit(choose)
+
+
 def draw(policy, logits, seeds, steps, allowed=None):
     rows, size = len(seeds), len(logits)
+    allowed = np.ones(size, bool) if allowed is None else np.asarray(allowed)
     return np.asarray(
-        choose(
-            jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1)),
-            jnp.ones((rows, size), bool) if allowed is None else jnp.tile(jnp.asarray(allowed), (rows, 1)),
-            jnp.zeros((rows, size), bool),
-            Policies.stack([{State.TEXT: policy}] * rows).at(full(rows, State.TEXT, jnp.int32)),
+        CHOOSE(
+            np.tile(np.asarray(logits, np.float32), (rows, 1)),
+            np.tile(allowed, (rows, 1)),
+            np.zeros((rows, size), bool),
+            Policies.stack([{State.TEXT: policy}] * rows).at(np.full(rows, State.TEXT, np.int32)),
             row_keys(seeds),
-            jnp.asarray(steps, jnp.int32),
+            np.asarray(steps, np.int32),
         )
     )
 
 
 def test_sampled_frequencies():
-    logits = np.log([0.5, 0.3, 0.15, 0.05])
-    tokens = draw(Policy(), logits, [7] * 4000, range(4000))
-    np.testing.assert_allclose(np.bincount(tokens, minlength=4) / 4000, [0.5, 0.3, 0.15, 0.05], atol=0.03)
-    tokens = draw(Policy(top_p=0.75), logits, [7] * 4000, range(4000))
-    np.testing.assert_allclose(np.bincount(tokens, minlength=4) / 4000, [0.625, 0.375, 0, 0], atol=0.03)
-    tokens = draw(Policy(top_k=1), logits, [7] * 50, range(50))
-    assert (tokens == 0).all()
-    tokens = draw(Policy(temperature=5.0), logits, [7] * 400, range(400), allowed=[False, False, True, True])
-    assert set(tokens) == {2, 3}
+    logits, seeds, steps = np.log([0.5, 0.3, 0.15, 0.05]), [7] * 4000, range(4000)
+
+    def frequencies(policy, allowed=None):
+        return np.bincount(draw(policy, logits, seeds, steps, allowed), minlength=4) / 4000
+
+    np.testing.assert_allclose(frequencies(Policy()), [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    np.testing.assert_allclose(frequencies(Policy(top_p=0.75)), [0.625, 0.375, 0, 0], atol=0.03)
+    np.testing.assert_allclose(frequencies(Policy(top_k=2)), [0.625, 0.375, 0, 0], atol=0.03)
+    np.testing.assert_allclose(frequencies(Policy(), [False, False, True, True]), [0, 0, 0.75, 0.25], atol=0.03)
+    flat = np.array([0.5, 0.3, 0.15, 0.05]) ** 0.5
+    np.testing.assert_allclose(frequencies(Policy(temperature=2.0)), flat / flat.sum(), atol=0.03)
+    assert frequencies(Policy(top_k=1))[0] == frequencies(Policy(top_p=0.0))[0] == frequencies(GREEDY)[0] == 1
 
 
 def test_a_draw_depends_on_own_seed_and_step_only():
     logits = np.zeros(50)
-    alone = draw(Policy(), logits, [3], [5])[0]
-    assert draw(Policy(), logits, [8, 9, 3, 1], [5, 5, 5, 5])[2] == alone
+    one = draw(Policy(), logits, [8, 9, 3, 1, 0, 2, 4, 5], [5] * 8)
+    other = draw(Policy(), logits, [3, 30, 31, 32, 33, 34, 35, 36], [5, 1, 2, 3, 4, 6, 7, 8])
+    assert one[2] == other[0]
+    assert len(set(one)) > 1
     assert len(set(draw(Policy(), logits, [3] * 8, range(8)))) > 1
-    assert len(set(draw(Policy(), logits, range(8), [5] * 8))) > 1
 
 
 @pytest.mark.parametrize("field", ["temperature", "top_k", "top_p", "repetition_penalty"])
