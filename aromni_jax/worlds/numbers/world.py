@@ -1,6 +1,7 @@
 """The numbers world: two-digit strings, written, spoken and drawn, composed from recordings of single digits.
 
-Nothing of the "test" split is used in training: other strings, other recordings, other drawings. Beyond it
+Nothing of the "test" split is used in training: other strings, other recordings, other drawings. The training
+voice is a synthesiser, though: its test recordings differ from those of training in pace and noise only. Beyond it
 lie two harder tests: faster speech than any in training (split "fast") and another voice ("allison", the
 recordings of a real person).
 """
@@ -99,7 +100,7 @@ class NumbersWorld:
         pieces = [_silence(rng, EDGE_SECONDS)]
         for position, digit in enumerate(_digits(string)):
             choice = _within(by_digit[digit], speed_range, digit)
-            wave = choice[rng.integers(len(choice))].wave
+            wave = choice[int(rng.integers(len(choice)))].wave
             if split == "train":
                 wave = _resampled(wave, rng.uniform(*SPEED_FACTORS))
             if position:
