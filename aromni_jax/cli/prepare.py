@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         template=args.template,
         sequence_length=args.sequence_length,
-        amounts=dataclasses.replace(Amounts(), **{name: value for name, value in given.items() if value}),
+        amounts=dataclasses.replace(Amounts(), **{name: value for name, value in given.items() if value is not None}),
         seed=args.seed,
         force=args.force,
     )
