@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from aromni_jax.errors import UserError
+from aromni_jax.model.blocked import blocked_attend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,4 +77,7 @@ def xla_attend(q_bshe: jax.Array, k_bkte: jax.Array, v_bkte: jax.Array, mask_bst
     return jnp.einsum("bkgst,bkte->bskge", weights, v_bkte).reshape(b, s, h, e)
 
 
-BACKENDS: dict[str, Backend] = {"xla": Backend(masks_segments=True, prepare=dense_mask, attend=xla_attend)}
+BACKENDS: dict[str, Backend] = {
+    "xla": Backend(masks_segments=True, prepare=dense_mask, attend=xla_attend),
+    "blocked": Backend(masks_segments=True, prepare=dense_mask, attend=blocked_attend),
+}

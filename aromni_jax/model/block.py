@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from aromni_jax.config import ModelConfig
+from aromni_jax.model.linear import linear
 from aromni_jax.model.norms import head_layer_norm, rms_norm
 from aromni_jax.model.parameters import Params
 from aromni_jax.model.rope import rotate
@@ -51,22 +51,22 @@ def _attention(
     attend: Attend,
     shard: Shard,
 ) -> jax.Array:
-    dtype = x_bsd.dtype
-    q_bshe = jnp.einsum("bsd,dhe->bshe", x_bsd, layer["query"].astype(dtype))
-    k_bske = jnp.einsum("bsd,dke->bske", x_bsd, layer["key"].astype(dtype))
-    v_bkse = jnp.einsum("bsd,dke->bkse", x_bsd, layer["value"].astype(dtype))
+    b, s, d = x_bsd.shape
+
+    def heads(kernel_dhe: jax.Array) -> jax.Array:
+        return linear(x_bsd, kernel_dhe.reshape(d, -1)).reshape(b, s, *kernel_dhe.shape[1:])
+
+    q_bshe, k_bske, v_bske = heads(layer["query"]), heads(layer["key"]), heads(layer["value"])
     q_norm, k_norm = layer["query_norm"], layer["key_norm"]
     q_bshe = head_layer_norm(q_bshe, q_norm["scale"], q_norm["bias"], config.qk_norm_eps)
     k_bske = head_layer_norm(k_bske, k_norm["scale"], k_norm["bias"], config.qk_norm_eps)
-    q_bshe = shard(rotate(q_bshe, angles).astype(dtype), "batch", "seq", "heads", None)
-    k_bkse = rotate(k_bske, angles).astype(dtype).swapaxes(1, 2)
-    mixed_bshe = attend(q_bshe, k_bkse, v_bkse)
-    return jnp.einsum("bshe,hed->bsd", mixed_bshe, layer["out"].astype(dtype))
+    q_bshe = shard(rotate(q_bshe, angles).astype(x_bsd.dtype), "batch", "seq", "heads", None)
+    k_bske = rotate(k_bske, angles).astype(x_bsd.dtype)
+    mixed_bshe = attend(q_bshe, k_bske.swapaxes(1, 2), v_bske.swapaxes(1, 2))
+    return linear(mixed_bshe.reshape(b, s, -1), layer["out"].reshape(-1, d))
 
 
 def _swiglu(layer: Params, x_bsd: jax.Array, shard: Shard) -> jax.Array:
-    dtype = x_bsd.dtype
-    gate_bsf = jnp.einsum("bsd,df->bsf", x_bsd, layer["gate"].astype(dtype))
-    up_bsf = jnp.einsum("bsd,df->bsf", x_bsd, layer["up"].astype(dtype))
+    gate_bsf, up_bsf = linear(x_bsd, layer["gate"]), linear(x_bsd, layer["up"])
     mixed_bsf = shard(jax.nn.silu(gate_bsf) * up_bsf, "batch", "seq", "ffn")
-    return jnp.einsum("bsf,fd->bsd", mixed_bsf, layer["down"].astype(dtype))
+    return linear(mixed_bsf, layer["down"])
