@@ -93,12 +93,11 @@ class MoonshineJudge:
     """
 
     name = "moonshine-base"
-    install = "moonshine-cpp==0.1.4 useful-moonshine-onnx==20251121 onnxruntime tokenizers --no-deps"
+    install = "moonshine-cpp==0.1.4 onnxruntime"
     _start, _end, _layers, _heads, _head_dim = 1, 2, 8, 8, 52
 
     def __init__(self, threads: int = 1) -> None:
         runtime = _module("onnxruntime", self.install)
-        tokenizers = _module("tokenizers", self.install)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
 
@@ -111,12 +110,12 @@ class MoonshineJudge:
             "decoder_model_merged", "370e0c1f161d68dc1c2264c1a82024fb123380da3b73f47f05531d1e8d3308c3"
         )
         vocabulary = _package_file(
-            "moonshine_onnx",
-            "assets/tokenizer.json",
-            "b68b995a58b3373db6c4f46864a9db50cd1333d086150ffa2c1096581ede9c10",
+            "moonshine_cpp",
+            "models/base-en/tokenizer.bin",
+            "04670d78994d030185c3dd843c60591788fed0a56cc6750747bd326825f13ca9",
             self.install,
         )
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(vocabulary))
+        self._pieces = _length_prefixed(vocabulary.read_bytes())
 
     def transcribe(self, wave: np.ndarray, sample_rate: int = SAMPLE_RATE) -> str:
         """See `SpeechJudge`. At most 7 tokens a second (8 at least), its authors' guard against loops."""
@@ -148,7 +147,21 @@ class MoonshineJudge:
             past |= {
                 key: value for key, value in zip(cache_names, present, strict=True) if step == 0 or "decoder" in key
             }
-        return self._tokenizer.decode(tokens)
+        # Start and end are markers; ids past the vocabulary are spare ones without a text.
+        pieces = [self._pieces[token] for token in tokens if self._end < token < len(self._pieces)]
+        return b"".join(pieces).decode(errors="replace").replace("\u2581", " ").strip()
+
+
+def _length_prefixed(data: bytes) -> list[bytes]:
+    """Pieces of a vocabulary file: each a length (one byte, or two from 128 up, low seven bits first) and its bytes."""
+    pieces, place = [], 0
+    while place < len(data):
+        length, place = data[place], place + 1
+        if length >= 128:
+            length, place = length - 128 + 128 * data[place], place + 1
+        pieces.append(data[place : place + length])
+        place += length
+    return pieces
 
 
 class WhisperJudge:

