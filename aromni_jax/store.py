@@ -17,7 +17,7 @@ import pathlib
 import sys
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ METADATA = "metadata"
 MODEL_FILE = "aromni.json"
 
 Tree = Any
+Result = TypeVar("Result")
 
 
 class Damaged(UserError):
@@ -92,7 +93,7 @@ def check_shapes(directory: pathlib.Path, expected: Tree) -> Tree:
       UserError: other names or shapes.
     """
     with ocp.StandardCheckpointer() as reader:
-        found = _attempt(lambda: reader.metadata(directory.absolute()).item_metadata.tree)
+        found, _ = attempt(lambda: reader.metadata(directory.absolute()).item_metadata.tree)
     if found is None:
         raise Damaged(f"{directory}: holds no readable arrays")
     stored, wanted = leaf_names(found), leaf_names(expected)
@@ -128,7 +129,7 @@ def read_arrays(directory: pathlib.Path, abstract: Tree, expected_checksums: Map
         check_shapes(directory, abstract),
     )
     with ocp.StandardCheckpointer() as reader:
-        tree = _attempt(lambda: reader.restore(directory.absolute(), as_stored))
+        tree, _ = attempt(lambda: reader.restore(directory.absolute(), as_stored))
     if tree is None:
         raise Damaged(f"{directory}: cannot be read, a file is missing, cut off or damaged")
     for name, value in checksums(tree).items():
@@ -188,17 +189,17 @@ def _checksum(array: Any, xp: Any) -> Any:
     """The number of one array, by numpy or jax.numpy (`xp`): sum of word * (2 * place + 1) mod 2**32."""
     bits = array.view({1: xp.uint8, 2: xp.uint16, 4: xp.uint32}[array.dtype.itemsize]).astype(xp.uint32)
     # The weights are odd, hence invertible. Places are built per axis: no reshape, so no gathering of shards.
-    place = xp.zeros((), xp.uint32)
+    place = xp.zeros((1,) * array.ndim, xp.uint32)
     stride = 1
     for axis in reversed(range(array.ndim)):
         steps = xp.arange(array.shape[axis], dtype=xp.uint32) * xp.array(stride % 2**32, xp.uint32)
-        place = place + steps.reshape((-1, *(1 for _ in range(array.ndim - 1 - axis))))
+        place = place + steps.reshape([-1 if other == axis else 1 for other in range(array.ndim)])
         stride *= array.shape[axis]
     return xp.sum(bits * (place * xp.array(2, xp.uint32) + xp.array(1, xp.uint32)), dtype=xp.uint32)
 
 
-def _attempt(read: Callable[[], Tree]) -> Tree | None:
-    """Result of an Orbax read, None if it failed.
+def attempt(action: Callable[[], Result]) -> tuple[Result | None, Exception | None]:
+    """Result of an Orbax call, or its error.
 
     Without Orbax's warnings and the pages of tracebacks that its abandoned tasks print: our one line says it all.
     """
@@ -209,11 +210,11 @@ def _attempt(read: Callable[[], Tree]) -> Tree | None:
     sys.unraisablehook = lambda _: None
     try:
         try:
-            return read()
-        except Exception:  # whatever the libraries below raise
-            pass
+            return action(), None
+        except Exception as error:  # whatever the libraries below raise
+            failure = error.with_traceback(None)
         gc.collect()  # the abandoned tasks go now, while their last words are not heard
-        return None
+        return None, failure
     finally:
         sys.unraisablehook = hook
         for logger, level in zip(loggers, levels, strict=True):

@@ -59,32 +59,21 @@ class Checkpoints:
         }
         self.wait()
         self._saving = step
-        try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(params),
-                    optimizer=ocp.args.StandardSave(optimizer),
-                    metadata=ocp.args.JsonSave(metadata),
-                ),
-            )
-        except Exception as error:
-            raise self._failed(error) from None
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            optimizer=ocp.args.StandardSave(optimizer),
+            metadata=ocp.args.JsonSave(metadata),
+        )
+        self._attempt(lambda: self._manager.save(step, args=items))
 
     def poll(self) -> None:
         """UserError if a write in the background has failed; returns at once."""
-        try:
-            self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed(error) from None
+        self._attempt(self._manager.check_for_errors)
 
     def wait(self) -> None:
         """Until the last save is complete on disk; UserError if it failed."""
-        try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        except Exception as error:
-            raise self._failed(error) from None
+        self._attempt(self._manager.wait_until_finished)
+        self.poll()
 
     def close(self) -> None:
         """Wait, and end the background threads."""
@@ -139,6 +128,11 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             os.rename(directory, target)
         self._manager.reload()
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        _, error = store.attempt(write)
+        if error is not None:
+            raise self._failed(error)
 
     def _failed(self, error: Exception) -> UserError:
         """One line, after removing what the failed write left."""

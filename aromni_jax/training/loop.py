@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import signal
@@ -111,7 +112,8 @@ def train(
     monitor = Monitor(config, log, progress, list(mesh.devices.flat), int(state.skipped))
     held_out: dict[str, float] = {}
     pending: tuple[int, Metrics] | None = None
-    with _StopSignals() as stop, jax.set_mesh(mesh):
+    close = contextlib.closing  # whatever ends the loop, a save in the background is brought to its end
+    with _StopSignals() as stop, close(checkpoints), close(log), close(progress), jax.set_mesh(mesh):
         for done in range(first + 1, config.train.steps + 1):
             with monitor.clock.waiting():
                 batch = _to_devices(config, next(batches), rows)
@@ -135,12 +137,7 @@ def train(
                     checkpoints.save(state, config, vocabulary, batches.get_state())
             if stopping:
                 break
-
-    # End ----------------------------------------------------------------------------------------------------
-    monitor.write(int(state.step))
-    checkpoints.close()
-    log.close()
-    progress.close()
+        monitor.write(int(state.step))
     if stop.name is not None:
         (say or print)(f"stopped by {stop.name}, saved step {int(state.step)}: the same command goes on from there")
     return Result(state, stop.name, held_out)

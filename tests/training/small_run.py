@@ -47,13 +47,9 @@ def write_data(folder: pathlib.Path) -> pathlib.Path:
     """The prepared data set under `folder`."""
     splits = {}
     for split, count, seed in (("train", 96, 0), ("test", 16, 1)):
-        part = write_component(
-            folder, f"{split}/all", records(count, seed), sequence_length=ROW, vocabulary=VOCABULARY
-        )
+        part = write_component(folder, f"{split}/all", records(count, seed), sequence_length=ROW, vocabulary=VOCABULARY)
         splits[split] = {"all": part}
-    write_manifest(
-        folder, Manifest(vocabulary=VOCABULARY, codecs={}, sequence_length=ROW, request={}, splits=splits)
-    )
+    write_manifest(folder, Manifest(vocabulary=VOCABULARY, codecs={}, sequence_length=ROW, request={}, splits=splits))
     return folder
 
 
