@@ -21,8 +21,8 @@ _ALIASES = {
     "text_to_image": "t2i",
 }
 _PACKING = {
-    "packed_efficiency": "packed: whole examples fitted into rows",
-    "padded_to_batch_max": "one example a row, padded to the longest of its batch",
+    "packed": "packed: whole examples fitted into rows",
+    "padded_to_longest": "one example a row, padded to the longest of its batch",
     "padded_to_max": "one example a row, padded to the longest of all",
 }
 _STATES = {  # no token is chosen in DONE

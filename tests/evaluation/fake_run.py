@@ -138,7 +138,7 @@ def _metrics():
                  "examples_by_task": {"text_to_speech": 1000, "speech_to_text": 1000, "image_caption": 1000,
                                       "text_to_image": 1000, "speech_to_image": 700, "image_to_speech": 700,
                                       "chat": 600},
-                 "packing": {"packed_efficiency": 0.973, "padded_to_batch_max": 0.58, "padded_to_max": 0.31,
+                 "packing": {"packed": 0.973, "padded_to_longest": 0.58, "padded_to_max": 0.31,
                              "rows": 1031}},
         "timing": {"install": 64.0, "tokenise": 21.4, "train": 571.0, "evaluate": 83.2, "generate": 6.1, "bound": 900},
         "training": {"steps": 3000, "tokens": 11_050_000, "batch_size": 16, "sequence_length": 512, "skipped_steps": 0},

@@ -1,0 +1,186 @@
+"""`aromni demo`: raw media -> tokens -> pretraining -> held-out scores -> samples -> one page, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import pathlib
+import platform
+import time
+from typing import Any
+
+from aromni_jax import store
+from aromni_jax.cli.evaluate import add_judge_arguments, judged
+from aromni_jax.config import RunConfig, load_config
+from aromni_jax.errors import UserError
+
+EXAMPLE = "aromni demo --run-dir runs/demo --steps 6000"
+
+# What `make demo` promises of the numbers world on held-out items.
+BOUNDS = {"asr": 0.15, "tts": 0.20, "caption": 0.60, "t2i": 0.80}
+TIME_BOUND = 15 * 60.0
+RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "numbers.py"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the subcommand."""
+    parser.add_argument(
+        "--run-dir", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="new, or one to go on with"
+    )
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--config", default=f"{RECIPE}:demo", metavar="FILE[:VARIANT]", help="the recipe")
+    parser.add_argument(
+        "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="config values to change"
+    )
+    add_judge_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when the page is written; 130 when a signal ended the training early (the same command goes on)."""
+    from aromni_jax.evaluation.report import write_report
+
+    overrides = [*args.set, f'data.path="{args.run_dir / "data"}"']
+    config = load_config(args.config, overrides + ([f"train.steps={args.steps}"] if args.steps else []))
+    finished = args.run_dir / "metrics.json"
+    if finished.exists() and store.read_json(finished)["recipe"] == config.to_dict():
+        print(f"{args.run_dir} is finished (step {config.train.steps}): nothing to train; STEPS=... goes on longer")
+        print(f"report: {write_report(args.run_dir)}")
+        return 0
+    timing = _Timing()
+    with timing.phase("tokenise"):
+        data = _prepare(config)
+    with timing.phase("train"):
+        stopped = _train(config, args.run_dir)
+    if stopped:
+        return 130
+    metrics = _judge(config, args, timing, data)
+    store.write_json(finished, metrics)
+    report = write_report(args.run_dir)
+    print(_table(metrics["held_out"]))
+    print(f"report: {report}")
+    return 0
+
+
+class _Timing(dict[str, float]):
+    """Seconds by phase; announces each."""
+
+    def phase(self, name: str) -> _Phase:
+        return _Phase(self, name)
+
+
+class _Phase:
+    def __init__(self, timing: _Timing, name: str) -> None:
+        self._timing, self._name = timing, name
+
+    def __enter__(self) -> None:
+        print(f"== {self._name}", flush=True)
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._timing[self._name] = time.perf_counter() - self._started
+
+
+def _prepare(config: RunConfig) -> dict[str, Any]:
+    """Raw media -> packed rows; returns the figures of the data set."""
+    from aromni_jax.data.manifest import totals
+    from aromni_jax.prepare import prepare_numbers
+
+    manifest = prepare_numbers(config.data.path, template=config.template, sequence_length=config.data.sequence_length)
+    train = manifest.splits["train"]
+    rows = sum(part.row_count for part in train.values())
+    packing = {
+        name: sum(part.efficiency[name] * part.row_count for part in train.values()) / rows
+        for name in next(iter(train.values())).efficiency
+    }
+    return {**totals(train), "held_out": totals(manifest.splits["test"]), "packing": packing, **manifest.statistics}
+
+
+def _train(config: RunConfig, run_dir: pathlib.Path) -> str | None:
+    """Name of the signal that ended it early, or None."""
+    from aromni_jax.cli.train import codebook
+    from aromni_jax.training import train
+
+    return train(config, run_dir, codebook_kc=codebook(config)).stopped_by
+
+
+def _judge(config: RunConfig, args: argparse.Namespace, timing: _Timing, data: dict[str, Any]) -> dict[str, Any]:
+    """Everything that metrics.json holds."""
+    import jax
+
+    from aromni_jax.evaluation.held_out import bounds_met
+    from aromni_jax.model import parameter_counts
+    from aromni_jax.tasks import Assistant
+
+    with timing.phase("evaluate"):
+        assistant = Assistant.load(args.run_dir)
+        scores = judged(assistant, args.judges, args.run_dir / "samples")
+    curves = read_curves(args.run_dir / "metrics.jsonl")
+    for name, verdict in bounds_met(scores, BOUNDS).items():
+        scores[name] |= {"bound": verdict["bound"], "passed": verdict["passed"]}
+    scores["loss_falls"] = losses_fall(curves)
+    trained = [line for line in curves if line["kind"] == "train"]
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "devices": ", ".join(str(device) for device in jax.devices()),
+        },
+        "recipe": config.to_dict(),
+        "model": {
+            "by_group": parameter_counts(config.model),
+            "parameters": sum(parameter_counts(config.model).values()),
+        },
+        "vocabulary": assistant.vocabulary.to_dict(),
+        "data": data,
+        "timing": {**timing, "bound": TIME_BOUND},
+        "training": {
+            "steps": config.train.steps,
+            "tokens_per_second": _median([line["tokens_per_second"] for line in trained]),
+            "useful_tokens_per_second": _median([line["useful_tokens_per_second"] for line in trained]),
+        },
+        "held_out": scores,
+    }
+
+
+def read_curves(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl."""
+    import json
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; was the run trained here?")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses_fall(curves: list[dict[str, Any]]) -> dict[str, bool]:
+    """Per modality: the last held-out loss is the lowest of the run, give or take one per cent."""
+    held_out = [line for line in curves if line["kind"] == "eval"]
+    return {
+        kind: held_out[-1][f"loss/{kind}"] <= 1.01 * min(line[f"loss/{kind}"] for line in held_out)
+        for kind in ("text", "image", "speech")
+    }
+
+
+def _table(held_out: dict[str, Any]) -> str:
+    """The scores that have a bound, for the terminal."""
+    lines = [f"{'held-out':10} {'measured':>9} {'bound':>9}"]
+    from aromni_jax.evaluation.held_out import bounds_met
+
+    for name, verdict in bounds_met(held_out, BOUNDS).items():
+        mark = "ok" if verdict["passed"] else "MISSED"
+        lines.append(f"{name:10} {verdict['value']:9.1%} {verdict['bound']:9.1%}  {mark}")
+    return "\n".join(lines)
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _processor() -> str:
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,269 @@
+"""Held-out scores of a model in the numbers world: what it hears, says, sees and draws, judged by others than itself.
+
+Every string, recording and drawing is one that neither the model nor its codecs were fitted on. Speech is judged by
+recognisers and pictures by a classifier that know nothing of the model; the same judges hear and see the originals
+passed through the codecs, so that a codec's own error is not laid to the model's charge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from aromni_jax.evaluation.judges import SpeechJudge
+from aromni_jax.evaluation.scores import Estimate, bootstrap, digit_words, exact_match, word_error_rate
+from aromni_jax.tasks import Assistant, Part, Reply, Text
+from aromni_jax.worlds.numbers import SAMPLE_RATE, NumbersWorld
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Items per score; the strings of the held-out split take turns."""
+
+    heard: int = 200
+    seen: int = 400
+    spoken: int = 100
+    drawn: int = 100
+    crossed: int = 60
+    chats: int = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One judged answer, for reports: what went in, what came out, what was expected and what the judge made of it."""
+
+    task: str
+    inputs: Sequence[Part]
+    reply: Reply
+    expected: str
+    judged: str
+
+    @property
+    def correct(self) -> bool:
+        """Whether the judge read exactly what was expected."""
+        return digit_words(self.judged) == digit_words(self.expected)
+
+
+def evaluate(
+    assistant: Assistant,
+    judges: Sequence[SpeechJudge],
+    image_judge: Any,
+    *,
+    sizes: Sizes = Sizes(),
+    seed: int = 0,
+    say: Say = print,
+) -> tuple[dict[str, Any], list[Item]]:
+    """Scores (JSON types, fractions of 1) and the judged items behind them.
+
+    Args:
+      judges: recognisers of speech; the first one gives the headline figures.
+      image_judge: `judges.DigitImageJudge`, or anything with `read(picture uint8 [28, 56]) -> "23"`.
+      say: takes a line per score.
+    """
+    world = NumbersWorld.load()
+    run = _Run(assistant, world, judges, image_judge, np.random.default_rng(seed), say)
+    scores: dict[str, Any] = {}
+    scores["asr"] = run.hearing("speech_to_text", sizes.heard, split="test")
+    scores["asr_held_out_speed"] = run.hearing("speech_to_text", sizes.heard // 2, split="fast")
+    scores["asr_held_out_voice"] = run.hearing("speech_to_text", sizes.heard // 2, split="test", voice="allison")
+    scores["caption"] = run.seeing(sizes.seen)
+    scores["tts"] = run.speaking("text_to_speech", sizes.spoken)
+    scores["t2i"] = run.drawing("text_to_image", sizes.drawn)
+    scores["speech_to_image"] = run.drawing("speech_to_image", sizes.crossed)
+    scores["image_to_speech"] = run.speaking("image_to_speech", sizes.crossed)
+    scores["chat"] = run.chatting(sizes.chats)
+    return scores, run.items
+
+
+def entry(metric: str, estimate: Estimate, **others: Any) -> dict[str, Any]:
+    """JSON form of a score: the value under the metric's name, its 95 % interval, the items, and what goes with it."""
+    return {metric: estimate.value, "interval": [estimate.low, estimate.high], "items": estimate.items, **others}
+
+
+@dataclasses.dataclass
+class _Run:
+    assistant: Assistant
+    world: NumbersWorld
+    judges: Sequence[SpeechJudge]
+    image_judge: Any
+    rng: np.random.Generator
+    say: Say
+    items: list[Item] = dataclasses.field(default_factory=list)
+
+    # -- one score each ------------------------------------------------------------------------------
+
+    def hearing(self, task: str, count: int, **how: Any) -> dict[str, Any]:
+        """Word error rate of transcripts against what was said."""
+        strings = self._strings(count)
+        spoken = self.assistant.hear([self.world.utterance(string, self.rng, **how) for string in strings])
+        replies = self._answers(task, [[part] for part in spoken])
+        texts = [reply.answer.text for reply in replies]
+        rate = word_error_rate(self._texts(strings), texts)
+        self._keep(task, spoken, replies, strings, texts)
+        label = " ".join(str(value) for value in how.values())
+        self.say(f"asr ({label}): word error rate {rate}")
+        return entry("wer", rate, exact=exact_match(self._texts(strings), texts).value)
+
+    def seeing(self, count: int) -> dict[str, Any]:
+        """Share of captions that are exactly right."""
+        strings = self._strings(count)
+        pictures = [self.world.picture(string, self.rng, split="test") for string in strings]
+        seen = self.assistant.look(np.stack(pictures))
+        replies = self._answers("image_caption", [[part] for part in seen])
+        texts = [reply.answer.text for reply in replies]
+        exact = exact_match(self._texts(strings), texts)
+        self._keep("image_caption", seen, replies, strings, texts)
+        baseline = _share_equal(strings, [self.image_judge.read(picture) for picture in pictures])
+        self.say(f"caption: exact {exact} (the image judge on the original drawings: {baseline.value:.1%})")
+        return entry("exact", exact, judge_on_originals=baseline.value)
+
+    def speaking(self, task: str, count: int) -> dict[str, Any]:
+        """Word error rate of each judge on what the model says, beside its rate on originals through the codec."""
+        strings = self._strings(count)
+        originals = [self.world.utterance(string, self.rng, split="test") for string in strings]
+        inputs = self._inputs(task, strings)
+        replies = self._answers(task, inputs)
+        codec = self.assistant.speech_codec
+        assert codec is not None, "the numbers world has speech"
+        said = codec.decode([_codes(reply) for reply in replies])
+        passed = codec.decode([part.codes for part in self.assistant.hear(originals)])
+        result: dict[str, Any] = {"judges": {}}
+        for number, judge in enumerate(self.judges):
+            heard = {
+                name: [self._heard(judge, wave) for wave in waves]
+                for name, waves in (("model", said), ("codec", passed), ("original", originals))
+            }
+            rates = {name: word_error_rate(self._texts(strings), texts) for name, texts in heard.items()}
+            model, codec_wer = rates["model"], rates["codec"].value
+            figures = entry("wer", model, codec_wer=codec_wer, original_wer=rates["original"].value)
+            figures["difference"] = model.value - codec_wer
+            result["judges"][judge.name] = figures
+            if number == 0:
+                result |= figures
+                self._keep(task, [parts[0] for parts in inputs], replies, strings, heard["model"])
+            self.say(
+                f"{task} ({judge.name}): word error rate {rates['model']}, codec {rates['codec'].value:.1%}, "
+                f"original {rates['original'].value:.1%}"
+            )
+        return result
+
+    def drawing(self, task: str, count: int) -> dict[str, Any]:
+        """Share of pictures, and of digits, that the image judge reads as asked."""
+        strings = self._strings(count)
+        inputs = self._inputs(task, strings)
+        replies = self._answers(task, inputs)
+        codec = self.assistant.image_codec
+        assert codec is not None, "the numbers world has pictures"
+        originals = np.stack([self.world.picture(string, self.rng, split="test") for string in strings])
+        read = self._read(codec.to_pil(np.stack([reply.answer.images[0].codes for reply in replies])))
+        through = self._read(codec.to_pil(codec.encode(originals)))
+        exact, ceiling = _share_equal(strings, read), _share_equal(strings, through)
+        per_digit = _share_equal("".join(strings), "".join(read))
+        self._keep(task, [parts[0] for parts in inputs], replies, strings, [self.world.text(got) for got in read])
+        self.say(
+            f"{task}: read as asked {exact}, per digit {per_digit.value:.1%} "
+            f"(originals through the codec {ceiling.value:.1%})"
+        )
+        return entry("exact", exact, per_digit=per_digit.value, codec_exact=ceiling.value)
+
+    def chatting(self, count: int) -> dict[str, Any]:
+        """Two turns: speech in, echo + text + speech + picture out; then a picture in, text + speech out."""
+        strings, shown = self._strings(count), self._strings(count)[::-1]
+        heard, seen = self._spoken(strings), self._drawn(shown)
+        firsts = self.assistant.chats([[] for _ in strings], [[part] for part in heard])
+        seconds = self.assistant.chats([history for _, history in firsts], [[part] for part in seen])
+        right: dict[str, list[bool]] = {}
+
+        def count_right(name: str, judged: str, string: str) -> None:
+            right.setdefault(name, []).append(digit_words(judged) == digit_words(self.world.text(string)))
+
+        for turn, replies, wanted in (("first", firsts, strings), ("second", seconds, shown)):
+            for (reply, _), string in zip(replies, wanted, strict=True):
+                media = self.assistant.media(reply)
+                count_right(f"{turn}_transcript", media.transcript or "", string)
+                count_right(f"{turn}_text", media.text, string)
+                count_right(
+                    f"{turn}_speech", "" if media.wave is None else self._heard(self.judges[0], media.wave), string
+                )
+                if turn == "first":
+                    drawn = self._read(media.images[:1])
+                    count_right("first_picture", self.world.text(drawn[0]) if drawn else "", string)
+        for parts, replies, wanted in ((heard, firsts, strings), (seen, seconds, shown)):
+            answers = [reply for reply, _ in replies]
+            self._keep("chat", parts, answers, wanted, [reply.answer.text for reply in answers])
+        whole = bootstrap([float(all(parts)) for parts in zip(*right.values(), strict=True)])
+        shares = {name: float(np.mean(values)) for name, values in right.items()}
+        self.say(
+            f"chat: both turns right in every part {whole}; " + ", ".join(f"{k} {v:.0%}" for k, v in shares.items())
+        )
+        return entry("exact", whole, **shares)
+
+    # -- helpers -------------------------------------------------------------------------------------
+
+    def _strings(self, count: int) -> list[str]:
+        held_out = self.world.strings("test")
+        return [held_out[number % len(held_out)] for number in range(count)]
+
+    def _texts(self, strings: Sequence[str]) -> list[str]:
+        return [self.world.text(string) for string in strings]
+
+    def _inputs(self, task: str, strings: Sequence[str]) -> list[list[Part]]:
+        """What the task takes, made from held-out media."""
+        if task.startswith("text"):
+            return [[Text(text)] for text in self._texts(strings)]
+        if task.startswith("speech"):
+            return [[part] for part in self._drawn(strings)]
+
+    def _spoken(self, strings: Sequence[str]) -> Sequence[Part]:
+        return self.assistant.hear([self.world.utterance(string, self.rng, split="test") for string in strings])
+
+    def _drawn(self, strings: Sequence[str]) -> Sequence[Part]:
+        return self.assistant.look(np.stack([self.world.picture(string, self.rng, split="test") for string in strings]))
+
+    def _answers(self, task: str, inputs: Sequence[Sequence[Part]]) -> list[Reply]:
+        return self.assistant.answer(task, inputs)
+
+    def _heard(self, judge: SpeechJudge, wave: np.ndarray) -> str:
+        # Judges refuse what is too short to hold a word; to them it is silence.
+        return judge.transcribe(wave, SAMPLE_RATE) if len(wave) > SAMPLE_RATE // 8 else ""
+
+    def _read(self, pictures: Sequence[Any]) -> list[str]:
+        return [self.image_judge.read(np.asarray(picture.convert("L"))) for picture in pictures]
+
+    def _keep(
+        self, task: str, inputs: Sequence[Part], replies: Sequence[Reply], strings: Sequence[str], judged: Sequence[str]
+    ) -> None:
+        for part, reply, text, heard in zip(inputs, replies, self._texts(strings), judged, strict=True):
+            self.items.append(Item(task, [part], reply, text, heard))
+
+
+def _share_equal(wanted: Sequence[str], got: Sequence[str]) -> Estimate:
+    return bootstrap([float(a == b) for a, b in zip(wanted, got, strict=True)])
+
+
+def _codes(reply: Reply) -> np.ndarray:
+    return reply.answer.speech.codes if reply.answer.speech is not None else np.zeros(0, np.int32)
+
+
+def bounds_met(scores: Mapping[str, Any], bounds: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """The headline figures beside their bounds: {"asr": {"value", "bound", "passed"}, ...}."""
+    figures = {
+        "asr": scores["asr"]["wer"],
+        "tts": scores["tts"]["difference"],
+        "caption": scores["caption"]["exact"],
+        "t2i": scores["t2i"]["exact"],
+    }
+    smaller_is_better = {"asr", "tts"}
+    return {
+        name: {
+            "value": value,
+            "bound": bounds[name],
+            "passed": value <= bounds[name] if name in smaller_is_better else value >= bounds[name],
+        }
+        for name, value in figures.items()
+    }
