@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from aromni_jax import data
 from aromni_jax.config import DataConfig, LossConfig, MeshConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from aromni_jax.data import Batch, Manifest, Record
-from aromni_jax.data.manifest import write_component, write_manifest
+from aromni_jax.data.manifest import write_manifest, write_split
 from aromni_jax.parallel import make_mesh
 from aromni_jax.vocabulary import JointVocabulary
 
@@ -45,11 +45,13 @@ def records(count: int, seed: int) -> list[Record]:
 
 def write_data(folder: pathlib.Path) -> pathlib.Path:
     """The prepared data set under `folder`."""
-    splits = {}
+    splits, joint = {}, {}
     for split, count, seed in (("train", 96, 0), ("test", 16, 1)):
-        part = write_component(folder, f"{split}/all", records(count, seed), sequence_length=ROW, vocabulary=VOCABULARY)
-        splits[split] = {"all": part}
-    write_manifest(folder, Manifest(vocabulary=VOCABULARY, codecs={}, sequence_length=ROW, request={}, splits=splits))
+        splits[split], joint[split] = write_split(
+            folder, split, {"all": records(count, seed)}, sequence_length=ROW, vocabulary=VOCABULARY
+        )
+    made = Manifest(vocabulary=VOCABULARY, codecs={}, sequence_length=ROW, request={}, splits=splits, joint=joint)
+    write_manifest(folder, made)
     return folder
 
 
