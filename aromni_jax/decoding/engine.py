@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -12,7 +13,7 @@ import numpy as np
 from aromni_jax.config import ModelConfig
 from aromni_jax.decoding import guidance as guide
 from aromni_jax.decoding.grammar import Grammar, Limits, State
-from aromni_jax.decoding.loop import Carry, Inputs, decode, prefill
+from aromni_jax.decoding.loop import Carry, Inputs, decode, grow, prefill
 from aromni_jax.decoding.request import Done, Event, Request, Result, Usage
 from aromni_jax.decoding.sampling import Policies, row_keys
 from aromni_jax.decoding.streaming import RowStream, SpeechDecoder, TextDecoder
@@ -32,8 +33,9 @@ class Model(Protocol):
 class Engine:
     """Decodes requests in batches.
 
-    Shapes are rounded up to buckets, so a program is compiled once per (batch, prompt, cache) bucket and never
-    again for other lengths, limits, policies, scales or seeds.
+    Shapes are rounded up to powers of two, so a program is compiled once per (batch, prompt, cache) bucket and
+    never again for other lengths, limits, policies, scales or seeds. The cache begins small and doubles when it is
+    full: short answers never pay for the room that long ones may need.
 
     Args:
       model: anything with `params`, `config` and `vocabulary`.
@@ -100,9 +102,12 @@ class Engine:
     def _batches(
         self, pairs: Sequence[tuple[Request, Limits]]
     ) -> Iterator[tuple[tuple[Request, ...], tuple[Limits, ...]]]:
-        for start in range(0, len(pairs), self._max_batch):
-            requests, limits = zip(*pairs[start : start + self._max_batch], strict=True)
-            yield requests, limits
+        """Batches of nearly equal size: the last one fits the program of the others."""
+        count = -(-len(pairs) // self._max_batch)
+        for part in np.array_split(np.arange(len(pairs)), max(count, 1)):
+            if part.size:
+                requests, limits = zip(*(pairs[n] for n in part), strict=True)
+                yield requests, limits
 
     def _limits(self, request: Request, number: int) -> Limits:
         """The request's limits, cut to the room that the context leaves; `UserError` if that is too little."""
@@ -127,7 +132,11 @@ class Engine:
         started = time.perf_counter()
         carry, inputs = self._prepare(requests, limits)
         guided = inputs.branches.source_r.shape[0] > inputs.keys_b.shape[0]
-        for _ in range(_chunk_count(limits, self._chunk)):
+        used = int(inputs.prompt_slots)
+        for _ in range(-(-max(limit.max_new_tokens for limit in limits) // self._chunk)):
+            used += self._chunk
+            if used > carry.cache.length:
+                carry = dataclasses.replace(carry, cache=grow(carry.cache, length=_power_of_two(used)))
             carry, packed = decode(
                 self._params, carry, inputs,
                 config=self._config, grammar=self._grammar, steps=self._chunk, guided=guided,
@@ -152,7 +161,6 @@ class Engine:
         batch = _power_of_two(len(requests))
         rows = batch + (_power_of_two(len(side)) if side else 0)
         slots = max(_power_of_two(max(map(len, prompts))), _SMALLEST_PROMPT)
-        cache_length = _cache_bucket(slots + _chunk_count(limits, self._chunk) * self._chunk)
 
         tokens_rp = np.full((rows, slots), self.vocabulary.pad, np.int32)
         lengths_r = np.zeros(rows, np.int32)
@@ -187,7 +195,8 @@ class Engine:
         )
         carry = prefill(
             self._params, jnp.asarray(tokens_rp), jnp.asarray(lengths_r), jnp.arange(batch) >= len(requests),
-            config=self._config, grammar=self._grammar, cache_length=cache_length,
+            config=self._config, grammar=self._grammar,
+            cache_length=max(_power_of_two(slots + self._chunk), _SMALLEST_CACHE),
         )  # fmt: skip
         return carry, inputs
 
@@ -229,17 +238,8 @@ class _Row:
 
 
 _SMALLEST_PROMPT = 16
+_SMALLEST_CACHE = 128
 
 
 def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
-
-
-def _cache_bucket(n: int) -> int:
-    """Next of 64, 96, 128, 192, 256, 384, ...: at most a third of the slots is unused, at two programs per octave."""
-    full = max(_power_of_two(n), 64)
-    return full * 3 // 4 if n <= full * 3 // 4 else full
-
-
-def _chunk_count(limits: Sequence[Limits], chunk: int) -> int:
-    return -(-max(limit.max_new_tokens for limit in limits) // chunk)

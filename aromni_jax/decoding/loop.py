@@ -85,6 +85,22 @@ def prefill(
     return Carry(cache, hidden_rpd[:, -1], grammar.start(batch, done=idle_b), seen_bv)
 
 
+@functools.partial(jax.jit, static_argnames=("length",))
+def grow(cache: KVCache, *, length: int) -> KVCache:
+    """The same cache with `length` slots; the new ones are empty."""
+    more = length - cache.length
+
+    def pad(array: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(array, [(0, more if at == axis else 0) for at in range(array.ndim)])
+
+    return dataclasses.replace(
+        cache,
+        keys_lbkte=pad(cache.keys_lbkte, 3),
+        values_lbkte=pad(cache.values_lbkte, 3),
+        segments_bt=pad(cache.segments_bt, 1),
+    )
+
+
 @functools.partial(jax.jit, static_argnames=("config", "grammar", "steps", "guided"), donate_argnames=("carry",))
 def decode(
     params: Params,

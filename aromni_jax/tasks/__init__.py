@@ -4,7 +4,7 @@ from aromni_jax.tasks.answers import Answer, Media, read_answer, to_media
 from aromni_jax.tasks.assistant import Assistant, Reply
 from aromni_jax.tasks.parts import Image, Part, Speech, Text
 from aromni_jax.tasks.prompts import PromptBuilder
-from aromni_jax.tasks.requests import Options, make_request
+from aromni_jax.tasks.requests import Options, make_request, task_options
 from aromni_jax.tasks.templates import TASK_KINDS, TEMPLATES, Template, get_template
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "get_template",
     "make_request",
     "read_answer",
+    "task_options",
     "to_media",
 ]

@@ -18,7 +18,7 @@ from aromni_jax.errors import UserError
 from aromni_jax.tasks.answers import Answer, Media, read_answer, to_media
 from aromni_jax.tasks.parts import Image, Part, Speech, Text
 from aromni_jax.tasks.prompts import PromptBuilder
-from aromni_jax.tasks.requests import Options, make_request
+from aromni_jax.tasks.requests import Options, make_request, task_options
 from aromni_jax.tasks.templates import Template
 
 if TYPE_CHECKING:
@@ -128,9 +128,7 @@ class Assistant:
     ) -> list[Reply]:
         """Replies to one prompt of `task` per entry of `inputs`, in order; for a chat, each is a first turn."""
         prompts = [self.prompts.prompt(task, parts, instruction) for parts in inputs]
-        options = options or Options()
-        requests = [make_request(task, ids, self.vocabulary, options, n) for n, ids in enumerate(prompts)]
-        results = self.engine.generate(requests)
+        results = self._generate(task, prompts, options)
         return [self._reply(ids, result) for ids, result in zip(prompts, results, strict=True)]
 
     # -- chat ----------------------------------------------------------------------------------------
@@ -143,8 +141,23 @@ class Assistant:
         options: Options | None = None,
     ) -> tuple[Reply, list[int]]:
         """One turn: the reply, and the history (token ids, [] at first) that the next turn takes."""
-        *_, done = self.chat_events(history, parts, append_text, options)
-        return self.chat_reply(history, parts, append_text, done)
+        return self.chats([history], [parts], append_text, options)[0]
+
+    def chats(
+        self,
+        histories: Sequence[Sequence[int]],
+        parts: Sequence[Sequence[Part]],
+        append_text: str | None = None,
+        options: Options | None = None,
+    ) -> list[tuple[Reply, list[int]]]:
+        """One turn of many dialogs at once."""
+        turns = list(zip(histories, parts, strict=True))
+        prompts = [self.prompts.chat_prompt(history, said, append_text) for history, said in turns]
+        results = self._generate("chat", prompts, options)
+        return [
+            self._turn(history, said, append_text, result)
+            for (history, said), result in zip(turns, results, strict=True)
+        ]
 
     def chat_events(
         self,
@@ -155,15 +168,21 @@ class Assistant:
     ) -> Iterator[Event]:
         """The same turn as events, as they come; give the last one, `Done`, to `chat_reply`."""
         prompt = self.prompts.chat_prompt(history, parts, append_text)
-        yield from self.engine.stream([make_request("chat", prompt, self.vocabulary, options or Options())])
+        options = options or task_options("chat")
+        yield from self.engine.stream([make_request("chat", prompt, self.vocabulary, options)])
 
     def chat_reply(
         self, history: Sequence[int], parts: Sequence[Part], append_text: str | None, done: Done
     ) -> tuple[Reply, list[int]]:
         """The reply that a finished turn of `chat_events` gave, and the history with it."""
+        return self._turn(history, parts, append_text, done.result)
+
+    def _turn(
+        self, history: Sequence[int], parts: Sequence[Part], append_text: str | None, result: Result
+    ) -> tuple[Reply, list[int]]:
         prompt = self.prompts.chat_prompt(history, parts, append_text)
-        output = done.result.tokens.tolist()
-        return self._reply(prompt, done.result), self.prompts.chat_history(history, parts, output, append_text)
+        output = result.tokens.tolist()
+        return self._reply(prompt, result), self.prompts.chat_history(history, parts, output, append_text)
 
     # -- media <-> parts -----------------------------------------------------------------------------
 
@@ -185,6 +204,12 @@ class Assistant:
     def media(self, reply: Reply) -> Media:
         """The reply's text, sound and pictures."""
         return to_media(reply.answer, self.speech_codec, self.image_codec)
+
+    def _generate(self, task: str, prompts: Sequence[Sequence[int]], options: Options | None) -> list[Result]:
+        options = options or task_options(task)
+        return self.engine.generate(
+            [make_request(task, ids, self.vocabulary, options, n) for n, ids in enumerate(prompts)]
+        )
 
     def _reply(self, prompt: Sequence[int], result: Result) -> Reply:
         return Reply(prompt, result, read_answer(result.tokens, self.vocabulary, self.text_codec))

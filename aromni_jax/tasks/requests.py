@@ -35,6 +35,12 @@ class Options:
     max_speech: int = 400
 
 
+def task_options(task: str) -> Options:
+    """What `Assistant` does when the caller says nothing: greedy, without guidance."""
+    task_id(task)
+    return Options()
+
+
 def output_state(task: str) -> State:
     """The state a task's answer is made in; TEXT for a chat."""
     return State.TEXT if task == "chat" else _STATE_OF_KIND[TASK_KINDS[task][1]]
