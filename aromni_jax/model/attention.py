@@ -37,7 +37,8 @@ class Backend:
     Attributes:
       masks_segments: whether it honours segment ids; one that does not may only run unpacked, unpadded rows.
       prepare: Visibility and number of keys -> whatever `attend` wants, computed once for all layers.
-      attend: (q [b,s,h,e], k [b,k,t,e], v [b,k,t,e], prepared) -> [b,s,h,e] in the dtype of v.
+      attend: (q [b,s,h,e], k [b,k,t,e], v [b,k,t,e], prepared) -> [b,s,h,e] in the dtype of v, for t = s; "xla" also
+        for more keys than queries (a cache).
     """
 
     masks_segments: bool
@@ -74,7 +75,8 @@ def xla_attend(q_bshe: jax.Array, k_bkte: jax.Array, v_bkte: jax.Array, mask_bst
     scores = jnp.einsum("bskge,bkte->bkgst", q_bskge, k_bkte, preferred_element_type=jnp.float32)
     scores = jnp.where(mask_bst[:, None, None], scores * e**-0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_bkte.dtype)
-    return jnp.einsum("bkgst,bkte->bskge", weights, v_bkte).reshape(b, s, h, e)
+    mixed_bkgse = jnp.einsum("bkgst,bkte->bkgse", weights, v_bkte)
+    return mixed_bkgse.transpose(0, 3, 1, 2, 4).reshape(b, s, h, e)
 
 
 BACKENDS: dict[str, Backend] = {

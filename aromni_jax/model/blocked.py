@@ -14,9 +14,9 @@ _BLOCK = 128
 
 
 def blocked_attend(q_bshe: jax.Array, k_bkte: jax.Array, v_bkte: jax.Array, mask_bst: jax.Array) -> jax.Array:
-    """As `xla_attend`; float32 inside."""
+    """As `xla_attend` with as many keys as queries: a row against itself. float32 inside."""
     b, s, h, e = q_bshe.shape
-    kv, t = k_bkte.shape[1:3]
+    kv = k_bkte.shape[1]
     # Query heads of one key/value head lie side by side: [b, k, e, g, s].
     q_bkegs = (q_bshe.astype(jnp.float32) * e**-0.5).reshape(b, s, kv, h // kv, e).transpose(0, 2, 4, 3, 1)
     k_bkte, v_bkte, dtype = k_bkte.astype(jnp.float32), v_bkte.astype(jnp.float32), v_bkte.dtype
@@ -24,11 +24,8 @@ def blocked_attend(q_bshe: jax.Array, k_bkte: jax.Array, v_bkte: jax.Array, mask
     outs = []
     for start in range(0, s, _BLOCK):
         stop = min(start + _BLOCK, s)
-        seen = (
-            stop if s == t else t
-        )  # Queries against as many keys are a row against itself: block i sees no later key.
         outs.append(
-            _attend(q_bkegs[..., start:stop], k_bkte[:, :, :seen], v_bkte[:, :, :seen], mask_bts[:, :seen, start:stop])
+            _attend(q_bkegs[..., start:stop], k_bkte[:, :, :stop], v_bkte[:, :, :stop], mask_bts[:, :stop, start:stop])
         )
     out_bkegs = jnp.concatenate(outs, axis=-1)
     return out_bkegs.transpose(0, 4, 1, 3, 2).reshape(b, s, h, e).astype(dtype)

@@ -55,90 +55,87 @@ def forward(
     Raises:
       UserError: the attention backend is unknown or cannot mask segments.
     """
-    if cache is not None:
-        if segment_ids_bs is None:
-            segment_ids_bs = jnp.ones(tokens_bs.shape, jnp.int32)
-        segment_ids_bs = segment_ids_bs.astype(jnp.int32)
-        if positions_bs is None:
-            positions_bs = cache.next_positions(segment_ids_bs)
-        slots_s = cache.index + jnp.arange(tokens_bs.shape[1])
-        cache = cache.append_slots(segment_ids_bs, positions_bs)
-        visibility = Visibility(slots_s, segment_ids_bs, cache.segments_bt)
-        keys = cache.length
-    else:
-        slots_s = jnp.arange(tokens_bs.shape[1])
-        if positions_bs is None:
-            positions_bs = jnp.broadcast_to(slots_s[None], tokens_bs.shape)
-        visibility = Visibility(slots_s, segment_ids_bs, segment_ids_bs)
-        keys = tokens_bs.shape[1]
-    attention = backend(config.attention, segmented=visibility.query_segments_bs is not None)
-    prepared = attention.prepare(visibility, keys)
-    angles = rotary_angles(positions_bs, config.head_dim, config.rope_theta)
+    if cache is not None and segment_ids_bs is None:
+        segment_ids_bs = jnp.ones(tokens_bs.shape, jnp.int32)
+    if positions_bs is None:
+        rows_bs = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1])[None], tokens_bs.shape)
+        positions_bs = rows_bs if cache is None else cache.next_positions(segment_ids_bs)
     # Whole along d before the lookup: a table split over fsdp in d would meet rows split over fsdp in b.
     table_vd = shard(params["embedder"]["embedding"].astype(config.compute_dtype), "vocab", None)
-    x_bsd = table_vd[tokens_bs]
-    x_bsd = shard(x_bsd, "batch", "seq", None)
-
+    x_bsd = shard(table_vd[tokens_bs], "batch", "seq", None)
     if cache is None:
-
-        def step(x_bsd: jax.Array, layer: Params) -> tuple[jax.Array, None]:
-            def attend(q_bshe: jax.Array, k_bkse: jax.Array, v_bkse: jax.Array) -> jax.Array:
-                return attention.attend(q_bshe, k_bkse, v_bkse, prepared)
-
-            return block(layer, config, x_bsd, angles, attend, shard), None
-
-        if config.remat != "none":
-            step = jax.checkpoint(step, policy=_REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
-        x_bsd, _ = _over_layers(step, x_bsd, params["layers"], config)
+        x_bsd = _row_layers(params["layers"], config, x_bsd, positions_bs, segment_ids_bs, shard)
     else:
-        x_bsd, cache = _cached_layers(
-            params, config, x_bsd, cache, slots_s[0], angles, attention.attend, prepared, shard
-        )
+        x_bsd, cache = _cached_layers(params["layers"], config, x_bsd, positions_bs, segment_ids_bs, cache, shard)
     return rms_norm(x_bsd, params["final_norm"]["scale"], config.norm_eps), cache
 
 
-def _over_layers(
-    step: Callable[[Any, Any], tuple[Any, None]], carry: Any, stacked: Any, config: ModelConfig
-) -> tuple[Any, None]:
-    """`jax.lax.scan`, or the same as straight-line code when `config.scan_layers` is off."""
-    return jax.lax.scan(step, carry, stacked, unroll=1 if config.scan_layers else config.layers)
+def _row_layers(
+    layers: Params,
+    config: ModelConfig,
+    x_bsd: jax.Array,
+    positions_bs: jax.Array,
+    segment_ids_bs: jax.Array | None,
+    shard: Shard,
+) -> jax.Array:
+    """All layers over whole rows, with the configured attention backend and recomputation policy."""
+    length = x_bsd.shape[1]
+    attention = backend(config.attention, segmented=segment_ids_bs is not None)
+    prepared = attention.prepare(Visibility(jnp.arange(length), segment_ids_bs, segment_ids_bs), length)
+    angles = rotary_angles(positions_bs, config.head_dim, config.rope_theta)
+
+    def attend(q_bshe: jax.Array, k_bkse: jax.Array, v_bkse: jax.Array) -> jax.Array:
+        return attention.attend(q_bshe, k_bkse, v_bkse, prepared)
+
+    def step(x_bsd: jax.Array, layer: Params) -> tuple[jax.Array, None]:
+        return block(layer, config, x_bsd, angles, attend, shard), None
+
+    if config.remat != "none":
+        step = jax.checkpoint(step, policy=_REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+    x_bsd, _ = jax.lax.scan(step, x_bsd, layers, unroll=1 if config.scan_layers else config.layers)
+    return x_bsd
 
 
 def _cached_layers(
-    params: Params,
+    layers: Params,
     config: ModelConfig,
     x_bsd: jax.Array,
+    positions_bs: jax.Array,
+    segment_ids_bs: jax.Array,
     cache: KVCache,
-    index: jax.Array,
-    angles: tuple[jax.Array, jax.Array],
-    attend_keys: Callable[..., jax.Array],
-    prepared: jax.Array,
     shard: Shard,
 ) -> tuple[jax.Array, KVCache]:
-    """All layers over the cache. The whole cache is carried, so that XLA writes the new slots in place."""
+    """All layers over the cache, with the reference attention: queries are few, and keys are mostly in the past.
+
+    The scan carries the whole cache, so that XLA writes the new slots in place.
+    """
+    index, length = cache.index, cache.length
+    slots_s = index + jnp.arange(x_bsd.shape[1], dtype=index.dtype)
+    keys_lbkte, values_lbkte = cache.keys_lbkte, cache.values_lbkte
+    cache = cache.append_slots(segment_ids_bs.astype(jnp.int32), positions_bs)
+    attention = backend("xla", segmented=True)
+    prepared = attention.prepare(Visibility(slots_s, segment_ids_bs, cache.segments_bt), length)
+    angles = rotary_angles(positions_bs, config.head_dim, config.rope_theta)
 
     def step(carry: tuple[jax.Array, jax.Array, jax.Array], xs: tuple[Params, jax.Array]) -> tuple[Any, None]:
         x_bsd, keys_lbkte, values_lbkte = carry
         layer, number = xs
-        written: dict[str, jax.Array] = {}
+        start = (number, 0, 0, index, 0)
 
         def attend(q_bshe: jax.Array, k_bkse: jax.Array, v_bkse: jax.Array) -> jax.Array:
-            zero = jnp.zeros((), index.dtype)
-            start = (number, zero, zero, index, zero)
-            for name, stack, new in (("keys", keys_lbkte, k_bkse), ("values", values_lbkte, v_bkse)):
-                written[name] = jax.lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), start)
-            k_bkte, v_bkte = (
-                jax.lax.dynamic_index_in_dim(written[name], number, keepdims=False).astype(q_bshe.dtype)
-                for name in ("keys", "values")
-            )
-            return attend_keys(q_bshe, k_bkte, v_bkte, prepared)
+            nonlocal keys_lbkte, values_lbkte
+            keys_lbkte = jax.lax.dynamic_update_slice(keys_lbkte, k_bkse[None].astype(keys_lbkte.dtype), start)
+            values_lbkte = jax.lax.dynamic_update_slice(values_lbkte, v_bkse[None].astype(values_lbkte.dtype), start)
+            k_bkte = jax.lax.dynamic_index_in_dim(keys_lbkte, number, keepdims=False).astype(q_bshe.dtype)
+            v_bkte = jax.lax.dynamic_index_in_dim(values_lbkte, number, keepdims=False).astype(q_bshe.dtype)
+            return attention.attend(q_bshe, k_bkte, v_bkte, prepared)
 
         x_bsd = block(layer, config, x_bsd, angles, attend, shard)
-        return (x_bsd, written["keys"], written["values"]), None
+        return (x_bsd, keys_lbkte, values_lbkte), None
 
-    carry = (x_bsd, cache.keys_lbkte, cache.values_lbkte)
+    carry = (x_bsd, keys_lbkte, values_lbkte)
     numbers_l = jnp.arange(config.layers, dtype=index.dtype)
-    (x_bsd, keys_lbkte, values_lbkte), _ = _over_layers(step, carry, (params["layers"], numbers_l), config)
+    (x_bsd, keys_lbkte, values_lbkte), _ = jax.lax.scan(step, carry, (layers, numbers_l))
     return x_bsd, dataclasses.replace(cache, keys_lbkte=keys_lbkte, values_lbkte=values_lbkte)
 
 
