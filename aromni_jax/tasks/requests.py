@@ -24,7 +24,7 @@ class Options:
       guidance: of pictures; None = off.
       seed: of the first request; request n draws with seed + n.
       max_new_tokens: None = room for `max_text` pieces, `max_speech` codes or one picture, whatever the task makes.
-      max_text, max_speech: text pieces and speech codes of one answer.
+      max_text, max_speech: text pieces and speech codes of one answer (one more may fit).
     """
 
     policies: Mapping[State, Policy] = dataclasses.field(default_factory=dict)

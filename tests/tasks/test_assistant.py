@@ -1,0 +1,162 @@
+"""Media in, media out, with codecs that are easy to check by hand and a model of random weights."""
+
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from aromni_jax.config import ModelConfig
+from aromni_jax.decoding import GREEDY, Done, Guidance, Policy, State, TextPiece
+from aromni_jax.errors import UserError
+from aromni_jax.model import init_params
+from aromni_jax.tasks import Assistant, Image, Options, Speech, Text, make_request, task_options
+from aromni_jax.vocabulary import TASKS, JointVocabulary
+
+V = JointVocabulary.compact(text_pieces=256, image_codes=6, image_tokens=4, speech_codes=9)
+CONFIG = ModelConfig(
+    vocab_size=V.size, dim=32, layers=1, heads=2, kv_heads=1, head_dim=16, ffn_dim=48, max_positions=256
+)
+SHORT = Options(max_text=6, max_speech=10)
+
+
+class Letters:
+    """One piece per byte."""
+
+    num_pieces = 256
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, pieces):
+        return bytes(pieces).decode(errors="replace")
+
+
+class Loudness:
+    """One code per 4 samples: their mean, in ninths."""
+
+    num_codes, hop, sample_rate = 9, 4, 160
+
+    def encode(self, wave_bn, lengths):
+        return [
+            wave[:n].reshape(-1, 4).mean(1).round().astype(np.int32) for wave, n in zip(wave_bn, lengths, strict=True)
+        ]
+
+    def decode(self, codes):
+        return [np.repeat(np.asarray(row, np.float32), 4) for row in codes]
+
+
+class Pixels:
+    """One code per pixel of a 2x2 picture."""
+
+    num_codes, tokens_per_image = 6, 4
+
+    def encode(self, images):
+        return np.stack([np.asarray(image, np.int32).reshape(4) // 40 for image in images])
+
+    def to_pil(self, codes):
+        return [PIL.Image.fromarray((row.reshape(2, 2) * 40).astype(np.uint8)) for row in codes]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return types.SimpleNamespace(params=init_params(CONFIG, jax.random.PRNGKey(0)), config=CONFIG, vocabulary=V)
+
+
+@pytest.fixture(scope="module")
+def assistant(model):
+    return Assistant(
+        model, text_codec=Letters(), image_codec=Pixels(), speech_codec=Loudness(), template="brief", max_batch=4
+    )
+
+
+WAVES = [np.repeat(np.float32([1, 2, 3]), 4), np.repeat(np.float32([8]), 4)]
+PICTURES = [PIL.Image.fromarray(np.uint8([[0, 40], [80, 200]])), PIL.Image.fromarray(np.uint8([[0, 0], [0, 0]]))]
+
+
+def test_media_become_parts(assistant):
+    assert assistant.hear(WAVES) == [Speech([1, 2, 3]), Speech([8])]
+    assert assistant.look(PICTURES) == [Image([0, 1, 2, 5]), Image([0, 0, 0, 0])]
+    assert assistant.hear([]) == []
+
+
+def test_every_task_gives_its_kind_of_output(assistant):
+    for texts in (assistant.transcribe(WAVES, SHORT), assistant.describe(PICTURES, SHORT)):
+        assert len(texts) == 2 and all(isinstance(text, str) for text in texts)
+    for waves in (assistant.speak(["a", "bc"], SHORT), assistant.image_to_speech(PICTURES, SHORT)):
+        assert len(waves) == 2 and all(4 <= len(wave) <= 44 for wave in waves)
+    for pictures in (assistant.draw(["a", "bc"], SHORT), assistant.speech_to_image(WAVES, SHORT)):
+        assert [picture.size for picture in pictures] == [(2, 2)] * 2
+    assert assistant.draw([]) == assistant.speak([]) == assistant.describe([], SHORT) == []
+
+
+def test_prompts_and_media_of_a_reply(assistant):
+    reply = assistant.answer("text_to_speech", [[Text("hi")]], SHORT)[0]
+    assert reply.prompt == assistant.prompts.prompt("text_to_speech", [Text("hi")])
+    codes = V.speech_codes([token for token in reply.result.tokens if token in V.speech])
+    assert reply.answer.parts == (Speech(codes),)
+    media = assistant.media(reply)
+    np.testing.assert_array_equal(media.wave, np.repeat(codes, 4))
+    assert media.sample_rate == 160 and media.images == () and media.text == ""
+
+
+def test_items_do_not_depend_on_the_batch(assistant):
+    texts = ["a", "bc", "def", "a", "longer than the others", "g"]
+    sampled = dataclasses.replace(SHORT, policies={State.SPEECH: Policy(temperature=2.0)})
+    together = assistant.answer("text_to_speech", [[Text(text)] for text in texts], sampled)
+    assert together[0].answer.parts != together[3].answer.parts, "item n draws with seed + n"
+    alone = assistant.answer("text_to_speech", [[Text("a")]], dataclasses.replace(sampled, seed=3))
+    assert alone[0].answer.parts == together[3].answer.parts
+
+
+def test_chat_remembers(assistant):
+    reply, history = assistant.chat([], [Text("hi"), *assistant.hear(WAVES[:1])], options=SHORT)
+    assert reply.answer.transcript is not None and reply.result.states[1] == State.TRANSCRIPT
+    again, longer = assistant.chat(history, [Text("ho")], options=SHORT)
+    assert again.prompt[: len(history)] == [V.bos, *history[:-1]] or again.prompt[1 : 1 + len(history)] == history
+    assert longer[: len(history) - 1] == history[:-1] and len(longer) > len(history)
+    both = assistant.chats([[], history], [[Text("hi"), *assistant.hear(WAVES[:1])], [Text("ho")]], options=SHORT)
+    assert [turn[1] for turn in both] == [history, longer]
+
+
+def test_chat_as_events(assistant):
+    parts = [Text("hi")]
+    *events, done = assistant.chat_events([], parts, options=SHORT)
+    assert isinstance(done, Done)
+    reply, history = assistant.chat_reply([], parts, None, done)
+    assert (reply.answer, history) == (lambda turn: (turn[0].answer, turn[1]))(assistant.chat([], parts, options=SHORT))
+    heard = "".join(e.text for e in events if isinstance(e, TextPiece) and e.state == State.TRANSCRIPT)
+    assert heard.strip() == reply.answer.transcript
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_requests_allow_exactly_the_tasks_output(task):
+    request = make_request(task, [V.bos], V, Options(seed=5, guidance=Guidance(2.0)), number=2)
+    states = {"text": State.TEXT, "speech": State.SPEECH, "image": State.IMAGE}
+    if task == "chat":
+        assert request.allowed == set(states.values()) | {State.TRANSCRIPT} and request.first == State.TRANSCRIPT
+    else:
+        wanted = states["text" if task == "image_caption" else task.rsplit("_", 1)[1]]
+        assert request.allowed == {wanted} and request.first == wanted and request.max_spans == 1
+    assert (request.seed, request.id, request.guidance) == (7, "2", Guidance(2.0))
+    assert task_options(task).policies.get(State.TEXT, GREEDY) == GREEDY
+
+
+def test_codecs_of_another_vocabulary(model):
+    class Wide(Pixels):
+        num_codes = 7
+
+    parts = {"text_codec": Letters(), "image_codec": Pixels(), "speech_codec": Loudness(), "template": "brief"}
+    with pytest.raises(UserError, match="the model's vocabulary has 6 image codes, the codec 7"):
+        Assistant(model, **{**parts, "image_codec": Wide()})
+    deaf = Assistant(model, **{**parts, "speech_codec": None})
+    with pytest.raises(UserError, match="no speech codec is loaded"):
+        deaf.transcribe(WAVES)
+    assert deaf.answer("text_to_text", [[Text("a")]], SHORT)[0].answer.speech is None
+
+
+def test_no_model_there():
+    with pytest.raises(UserError, match="nowhere"):
+        Assistant.load("nowhere")
