@@ -89,7 +89,7 @@ def test_every_task_gives_its_kind_of_output(assistant):
         assert len(waves) == 2 and all(4 <= len(wave) <= 44 for wave in waves)
     for pictures in (assistant.draw(["a", "bc"], SHORT), assistant.speech_to_image(WAVES, SHORT)):
         assert [picture.size for picture in pictures] == [(2, 2)] * 2
-    assert assistant.draw([]) == assistant.speak([]) == assistant.describe([], SHORT) == []
+    assert assistant.draw([]) == assistant.speak([]) == assistant.transcribe([]) == []
 
 
 def test_prompts_and_media_of_a_reply(assistant):
