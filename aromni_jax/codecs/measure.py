@@ -18,7 +18,7 @@ def image_figures(codec: ImageCodec, world: World, count: int = 256) -> tuple[di
 
     The sheet, uint8 [H, W]: columns of pairs, the picture above what the codec makes of it.
     """
-    image_bhw = test_pictures(world, count)
+    image_bhw = held_out_pictures(world, count)
     codes = codec.encode(image_bhw)
     back_bhw = np.round((codec.decode(codes)[..., 0] + 1) * 127.5).astype(np.uint8)
     figures = {
@@ -34,7 +34,7 @@ def image_figures(codec: ImageCodec, world: World, count: int = 256) -> tuple[di
     return figures, np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1)
 
 
-def test_pictures(world: World, count: int) -> np.ndarray:
+def held_out_pictures(world: World, count: int) -> np.ndarray:
     """uint8 [count, H, W] from held-out drawings and strings, always the same ones."""
     rng = np.random.default_rng(_SEED)
     strings = world.strings("test")
@@ -49,7 +49,7 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
 
 def speech_figures(codec: SpeechCodec, world: World, count: int = 64) -> dict[str, Any]:
     """Distance of log-mel values (dB, mean of absolute differences) and use of codes on held-out utterances."""
-    waves = test_utterances(world, count)
+    waves = held_out_utterances(world, count)
     codes, back = round_trip(codec, waves)
     distance = np.mean([mel_distance(codec, *pair) for pair in zip(waves, back, strict=True)])
     return {
@@ -61,7 +61,7 @@ def speech_figures(codec: SpeechCodec, world: World, count: int = 64) -> dict[st
     }
 
 
-def test_utterances(world: World, count: int) -> list[np.ndarray]:
+def held_out_utterances(world: World, count: int) -> list[np.ndarray]:
     """float32 waves from held-out recordings and strings, always the same ones."""
     rng = np.random.default_rng(_SEED)
     strings = world.strings("test")

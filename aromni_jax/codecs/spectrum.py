@@ -22,7 +22,7 @@ def stft(wave_bn: jax.Array, hop: int, window: int) -> jax.Array:
     hops = jnp.pad(wave_bn, ((0, 0), (pad, window - hop - pad))).reshape(wave_bn.shape[0], -1, hop)
     frames = wave_bn.shape[1] // hop
     blocks = [hops[:, start : start + frames] for start in range(window // hop)]
-    return jnp.fft.rfft(jnp.concatenate(blocks, axis=-1) * _hann(window), axis=-1)
+    return jnp.fft.rfft(jnp.concatenate(blocks, axis=-1) * _hann(window)[None, None], axis=-1)
 
 
 def istft(spectrum_bfq: jax.Array, hop: int, window: int, mask_bf1: jax.Array) -> jax.Array:
@@ -31,10 +31,10 @@ def istft(spectrum_bfq: jax.Array, hop: int, window: int, mask_bf1: jax.Array) -
     Args:
       mask_bf1: 1 for frames that exist, 0 for padding, which gives silence and changes no other sample of its row.
     """
-    hann_w = _hann(window)
-    frames_bfw = jnp.fft.irfft(spectrum_bfq, n=window, axis=-1) * hann_w * mask_bf1
+    hann_11w = _hann(window)[None, None]
+    frames_bfw = jnp.fft.irfft(spectrum_bfq, n=window, axis=-1) * hann_11w * mask_bf1
     signal = _overlap_add(frames_bfw, hop)
-    envelope = _overlap_add(jnp.broadcast_to(hann_w**2, frames_bfw.shape) * mask_bf1, hop)
+    envelope = _overlap_add(jnp.broadcast_to(hann_11w**2, frames_bfw.shape) * mask_bf1, hop)
     return signal / jnp.maximum(envelope, 1e-3) * jnp.repeat(mask_bf1[..., 0], hop, axis=1)
 
 
@@ -71,7 +71,7 @@ def griffin_lim(
         phase = pushed / jnp.maximum(jnp.abs(pushed), 1e-8)
         return (magnitude_bfq * phase, consistent), None
 
-    first = magnitude_bfq * start_fq
+    first = magnitude_bfq * start_fq[None]
     (target, _), _ = jax.lax.scan(refine, (first, first), None, length=rounds)
     return istft(target, hop, window, mask_bf1)
 

@@ -16,6 +16,7 @@ from aromni_jax.codecs import spectrum, vq
 from aromni_jax.errors import UserError
 
 _FLOOR = 1e-2  # of magnitudes before the logarithm: some 70 dB below loud speech, so that codes are not spent on noise
+_MOST_GAIN = 20.0  # silence stays silent
 _SMALLEST_BUCKET = 16  # tokens
 _LARGEST_BATCH = 32
 Ragged = np.ndarray | Sequence[np.ndarray]
@@ -29,10 +30,11 @@ class SpeechConfig:
       sample_rate: hertz. frame: samples between spectra. window: samples under one spectrum.
       frames_per_token: spectra that one token stands for.
       mels: mel bands that the encoder sees.
+      loudness: root mean square of the loud parts that the encoder brings every utterance to; how loud it was is
+        not coded, so no code is spent on it.
       centre, scale: of the log-mel values in training; the encoder sees (value - centre) / scale.
       dim: channels. look, depth: blocks of the encoder and the decoder, `kernel` tokens wide each.
       codes, embed: size of the codebook.
-      sharpen: exponent of the magnitudes before the phases are made; a little above 1 undoes blur.
       rounds: of the Griffin-Lim algorithm.
     """
 
@@ -41,6 +43,7 @@ class SpeechConfig:
     window: int = 800
     frames_per_token: int = 2
     mels: int = 80
+    loudness: float = 0.08
     centre: float = -4.0
     scale: float = 2.0
     dim: int = 128
@@ -49,7 +52,6 @@ class SpeechConfig:
     kernel: int = 3
     codes: int = 256
     embed: int = 16
-    sharpen: float = 1.0
     rounds: int = 32
 
     @property
@@ -93,8 +95,16 @@ class SpeechNet(nnx.Module):
 
 
 def log_magnitude(wave_bn: jax.Array, config: SpeechConfig) -> jax.Array:
-    """float32 [b, n] -> natural logarithm of the magnitudes, [b, n / frame, window / 2 + 1]."""
-    return jnp.log(jnp.abs(spectrum.stft(wave_bn, config.frame, config.window)) + _FLOOR)
+    """float32 [b, n] -> natural logarithm of the magnitudes at one loudness, [b, n / frame, window / 2 + 1].
+
+    The level of an utterance is the mean over frames, weighted with their power, of the logarithm of the power: silence
+    before, between and behind the words does not count.
+    """
+    magnitude_bfq = jnp.abs(spectrum.stft(wave_bn, config.frame, config.window))
+    power_bf = jnp.mean(magnitude_bfq**2, axis=-1) / (0.375 * config.window) + 1e-12
+    level_b = jnp.exp(0.5 * jnp.sum(power_bf * jnp.log(power_bf), axis=-1) / jnp.sum(power_bf, axis=-1))
+    gain_b = jnp.clip(config.loudness / level_b, 1 / _MOST_GAIN, _MOST_GAIN)
+    return jnp.log(magnitude_bfq * gain_b[:, None, None] + _FLOOR)
 
 
 def log_mel(log_bfq: jax.Array, config: SpeechConfig) -> jax.Array:
@@ -105,7 +115,7 @@ def log_mel(log_bfq: jax.Array, config: SpeechConfig) -> jax.Array:
 
 
 def _mask(tokens_b: jax.Array, size: int) -> jax.Array:
-    return (jnp.arange(size) < tokens_b[:, None])[..., None].astype(jnp.float32)
+    return (jnp.arange(size)[None] < tokens_b[:, None])[..., None].astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -121,7 +131,8 @@ def _decode(params: vq.Params, codes_bt: jax.Array, tokens_b: jax.Array, config:
     mask_bt1 = _mask(tokens_b, codes_bt.shape[1])
     logs_bfq = net.decode(params["codebook"][codes_bt], mask_bt1)
     mask_bf1 = jnp.repeat(mask_bt1, config.frames_per_token, axis=1)
-    magnitude_bfq = jnp.exp(jnp.minimum(logs_bfq, 7.0) * config.sharpen)  # no wave in [-1, 1] has more than e**6
+    # No wave in [-1, 1] has magnitudes above e**6; what the floor added is taken off, or silence would hiss.
+    magnitude_bfq = jnp.maximum(jnp.exp(jnp.minimum(logs_bfq, 7.0)) - _FLOOR, 0.0)
     wave_bn = spectrum.griffin_lim(magnitude_bfq, config.frame, config.window, mask_bf1, config.rounds)
     return jnp.clip(wave_bn, -1.0, 1.0)
 

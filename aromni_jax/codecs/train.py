@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import soxr
 
 from aromni_jax.codecs import folder as store
 from aromni_jax.codecs import vq
@@ -69,6 +70,7 @@ def train_speech(world: World, steps: int, seed: int, codes: int) -> tuple[Speec
     rng = np.random.default_rng(seed)
     strings = world.strings("train")
     waves = [world.utterance(strings[rng.integers(len(strings))], rng, split="train") for _ in range(_POOL)]
+    waves = [_other_voice(wave, rng) if index % 2 else wave for index, wave in enumerate(waves)]
     config = SpeechConfig(codes=codes)
     logs = [np.asarray(log_magnitude(_whole_tokens(wave, config), config))[0] for wave in waves]
     mels = np.concatenate([np.asarray(log_mel(values[None], config))[0] for values in logs])
@@ -90,6 +92,14 @@ def train_speech(world: World, steps: int, seed: int, codes: int) -> tuple[Speec
     return config, params
 
 
+def _other_voice(wave_n: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Played slower or faster (pitch and formants move along), and with more bass or more treble."""
+    factor = np.exp(rng.uniform(np.log(0.8), np.log(1.25)))
+    wave_n = soxr.resample(wave_n, factor * 16_000, 16_000, quality="MQ")
+    tilt = rng.uniform(-0.5, 0.5)
+    return np.convolve(wave_n, [1.0, tilt])[: len(wave_n)].astype(np.float32)
+
+
 def _whole_tokens(wave_n: np.ndarray, config: SpeechConfig) -> np.ndarray:
     """One row, padded so that few lengths are compiled."""
     tokens = vq.bucket(-(-len(wave_n) // config.hop), 16)
@@ -100,8 +110,9 @@ def _crops(logs: Sequence[np.ndarray], config: SpeechConfig, seed: int, batch: i
     """Crops that start on any frame; short utterances are masked behind their end."""
     rng = np.random.default_rng(seed)
     frames = _CROP_TOKENS * config.frames_per_token
+    bins = config.window // 2 + 1
     while True:
-        log_bfq = np.zeros((batch, frames, config.window // 2 + 1), np.float32)
+        log_bfq = np.zeros((batch, frames, bins), np.float32)
         mask_bt1 = np.zeros((batch, _CROP_TOKENS, 1), np.float32)
         for row in range(batch):
             source = logs[rng.integers(len(logs))]

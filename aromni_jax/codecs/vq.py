@@ -45,8 +45,9 @@ class Residual(nnx.Module):
 
 def nearest(codebook_ke: jax.Array, x: jax.Array) -> jax.Array:
     """float32 [..., e] -> int32 [...], the code with the smallest squared distance, the first one on ties."""
-    distance = jnp.sum(codebook_ke**2, axis=-1) - 2 * jnp.matmul(x, codebook_ke.T, precision="highest")
-    return jnp.argmin(distance, axis=-1).astype(jnp.int32)
+    x_ne = x.reshape(-1, x.shape[-1])
+    distance_nk = jnp.sum(codebook_ke**2, axis=-1)[None] - 2 * jnp.matmul(x_ne, codebook_ke.T, precision="highest")
+    return jnp.argmin(distance_nk, axis=-1).astype(jnp.int32).reshape(x.shape[:-1])
 
 
 def straight_through(x: jax.Array, quantised: jax.Array) -> jax.Array:

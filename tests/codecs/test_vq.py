@@ -1,0 +1,117 @@
+"""The shared vector quantiser: nearest codes, k-means, moving averages with revival, and a fit that learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from aromni_jax.codecs import vq
+from aromni_jax.codecs.fit import FitConfig, Task, fit
+from aromni_jax.errors import UserError
+
+
+def test_nearest_is_the_smallest_distance():
+    rng = np.random.default_rng(0)
+    book, x = rng.normal(size=(7, 3)).astype(np.float32), rng.normal(size=(4, 5, 3)).astype(np.float32)
+    expected = ((x[:, :, None] - book) ** 2).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(vq.nearest(jnp.asarray(book), jnp.asarray(x)), expected)
+    assert vq.nearest(jnp.zeros((3, 2)), jnp.ones((1, 2)))[0] == 0, "first on ties"
+
+
+def test_straight_through():
+    value, gradient = jax.value_and_grad(lambda x: vq.straight_through(x, jnp.float32(5.0)) ** 2)(2.0)
+    assert (value, gradient) == (25.0, 10.0)
+
+
+def test_kmeans_finds_separate_clusters():
+    centres = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], np.float32)
+    x = np.random.default_rng(0).normal(0, 0.1, (400, 2)).astype(np.float32) + np.tile(centres, (100, 1))
+    found = min(
+        (
+            np.sort(np.round(np.asarray(vq.kmeans(jax.random.key(seed), jnp.asarray(x), 4))), axis=0)
+            for seed in range(5)
+        ),
+        key=lambda book: np.abs(book - np.sort(centres, axis=0)).sum(),
+    )
+    np.testing.assert_allclose(found, np.sort(centres, axis=0))
+
+
+def test_codebook_follows_its_vectors():
+    state = vq.codebook_state(jnp.array([[0.0], [10.0]]), vectors_per_step=4.0)
+    np.testing.assert_allclose(vq.codebook_of(state), [[0.0], [10.0]])
+    x = jnp.array([[1.0], [1.0], [11.0], [11.0]])
+    for step in range(200):
+        state = vq.update_codebook(state, x, vq.nearest(vq.codebook_of(state), x), jax.random.key(step), decay=0.9)
+    np.testing.assert_allclose(vq.codebook_of(state), [[1.0], [11.0]], atol=1e-3)
+
+
+def test_a_dead_code_comes_back_and_padding_does_not_count():
+    state = vq.codebook_state(jnp.array([[0.0], [1000.0]]), vectors_per_step=3.0)
+    x = jnp.array([[0.0], [1.0], [77.0]])
+    for step in range(120):
+        codes = vq.nearest(vq.codebook_of(state), x).at[2].set(-1)
+        state = vq.update_codebook(state, x, codes, jax.random.key(step), decay=0.9)
+    book = np.sort(np.asarray(vq.codebook_of(state)).ravel())
+    np.testing.assert_allclose(book, [0.0, 1.0], atol=0.05)
+
+
+def test_bucket_sizes():
+    sizes = [vq.bucket(size) for size in range(1, 65)]
+    assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    assert all(size <= found < 2 * size for size, found in zip(range(1, 65), sizes, strict=True))
+    assert vq.bucket(3, 16) == 16
+
+
+def test_perplexity():
+    assert vq.perplexity(np.arange(8), 8) == pytest.approx(8)
+    assert vq.perplexity(np.zeros(8, int), 8) == pytest.approx(1)
+
+
+def test_params_that_do_not_fit_are_named():
+    params = vq.pure(vq.Residual(4, (3,), rngs=nnx.Rngs(0)))
+    with pytest.raises(UserError, match="conv/"):
+        vq.with_params(lambda rngs: vq.Residual(4, (5,), rngs=rngs), params)
+
+
+def test_a_masked_block_does_not_see_the_padding():
+    block = vq.Residual(4, (3,), rngs=nnx.Rngs(0))
+    block.out.kernel[...] = jnp.eye(4)
+    x = jax.random.normal(jax.random.key(0), (1, 6, 4))
+    mask = (jnp.arange(6) < 4).astype(jnp.float32)[None, :, None]
+    np.testing.assert_allclose(block(x * mask, mask)[:, :4], block(x[:, :4]), atol=1e-6)
+    assert np.abs(block(x)[:, :4] - block(x[:, :4])).max() > 1e-3
+
+
+class Line(nnx.Module):
+    """A network of two matrices, enough to see a fit work."""
+
+    def __init__(self, rngs):
+        self.inward = nnx.Linear(8, 2, rngs=rngs)
+        self.outward = nnx.Linear(2, 8, rngs=rngs)
+
+
+def _fit_lines(seed):
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(4, 8)).astype(np.float32) * 2
+
+    def batches():
+        while True:
+            yield {"x": points[rng.integers(4, size=64)] + rng.normal(0, 0.01, (64, 8)).astype(np.float32)}
+
+    task = Task(
+        Line,
+        codes=4,
+        encode=lambda net, batch: (net.inward(batch["x"]), jnp.ones(64)),
+        loss=lambda net, z, batch: jnp.mean((net.outward(z) - batch["x"]) ** 2),
+    )
+    return fit(task, batches(), FitConfig(steps=300, peak_lr=2e-2, warmup=10, seed=seed))
+
+
+def test_a_fit_learns_and_is_reproducible():
+    params, losses = _fit_lines(1)
+    assert losses[-1] < 0.2 * losses[0]
+    again, _ = _fit_lines(1)
+    for name, value in {**params["net"]["inward"], "codebook": params["codebook"]}.items():
+        other = again["codebook"] if name == "codebook" else again["net"]["inward"][name]
+        np.testing.assert_array_equal(value, other)
