@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run-dir", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="new, or one to go on with"
     )
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--examples", type=int, default=40_000, help="training examples to make (default: 40000)")
     parser.add_argument("--config", default=f"{RECIPE}:demo", metavar="FILE[:VARIANT]", help="the recipe")
     parser.add_argument(
         "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="config values to change"
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     timing = _Timing()
     with timing.phase("tokenise"):
-        data = _prepare(config)
+        data = _prepare(config, args.examples)
     with timing.phase("train"):
         stopped = _train(config, args.run_dir)
     if stopped:
@@ -81,19 +82,17 @@ class _Phase:
         self._timing[self._name] = time.perf_counter() - self._started
 
 
-def _prepare(config: RunConfig) -> dict[str, Any]:
+def _prepare(config: RunConfig, examples: int) -> dict[str, Any]:
     """Raw media -> packed rows; returns the figures of the data set."""
-    from aromni_jax.data.manifest import totals
     from aromni_jax.prepare import prepare_numbers
 
-    manifest = prepare_numbers(config.data.path, template=config.template, sequence_length=config.data.sequence_length)
-    train = manifest.splits["train"]
-    rows = sum(part.row_count for part in train.values())
-    packing = {
-        name: sum(part.efficiency[name] * part.row_count for part in train.values()) / rows
-        for name in next(iter(train.values())).efficiency
-    }
-    return {**totals(train), "held_out": totals(manifest.splits["test"]), "packing": packing, **manifest.statistics}
+    manifest = prepare_numbers(
+        config.data.path,
+        examples=examples,
+        template=config.template,
+        sequence_length=config.data.sequence_length,
+    )
+    return {**manifest.figures("train"), "held_out": manifest.figures("test"), **manifest.statistics}
 
 
 def _train(config: RunConfig, run_dir: pathlib.Path) -> str | None:

@@ -1,38 +1,75 @@
-"""`aromni prepare`: raw media -> token records and packed rows."""
+"""`aromni prepare`: raw media or token shards -> a data set that `aromni train` reads."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import pathlib
 
-EXAMPLE = "aromni prepare numbers --out runs/data --utterances 2000 --pictures 4000"
+from aromni_jax.errors import UserError
+
+EXAMPLE = "aromni prepare numbers --out runs/numbers --examples 40000"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    parser.add_argument("world", choices=["numbers"], help="where the media come from")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="folder of the data set")
-    parser.add_argument("--template", default="brief", help="prompt template (default: brief)")
-    parser.add_argument("--sequence-length", type=int, default=256, help="tokens of a packed row (default: 256)")
-    parser.add_argument("--utterances", type=int, help="utterances to compose for training")
-    parser.add_argument("--pictures", type=int, help="pictures to compose for training")
-    parser.add_argument("--dialogs", type=int, help="dialogs to compose for training")
-    parser.add_argument("--seed", type=int, default=0, help="of the composition (default: 0)")
-    parser.add_argument("--force", action="store_true", help="make it again even if it is there")
+    parser.add_argument("source", help="numbers (the world that comes with the package), or a *.jsonl file or folder")
+    parser.add_argument(
+        "--out", required=True, type=pathlib.Path, metavar="DIR", help="the data set; made whole or not"
+    )
+    parser.add_argument("--sequence-length", type=int, metavar="N", help="tokens per packed row (256; shards: 4096)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--force", action="store_true", help="replace a data set that was made otherwise")
+    world = parser.add_argument_group("the numbers world")
+    world.add_argument("--examples", type=int, default=80_000, metavar="N", help="for training (default: 80000)")
+    world.add_argument("--held-out", type=int, default=420, metavar="N", help="held out (default: 420)")
+    world.add_argument("--template", default="brief", help="prompt layout: brief or aromni (default: brief)")
+    world.add_argument(
+        "--mixture", nargs="+", default=[], metavar="TASK=SHARE", help="shares of the examples (default: all tasks)"
+    )
+    world.add_argument("--codecs", default="numbers", metavar="DIR", help="codecs other than those shipped")
+    shards = parser.add_argument_group("token shards")
+    shards.add_argument("--on-bad-record", choices=("stop", "skip"), default="stop")
 
 
 def run(args: argparse.Namespace) -> int:
-    """0 when the manifest is written, or was there already."""
-    from aromni_jax.prepare import Amounts, prepare_numbers
+    """Exit code 0."""
+    from aromni_jax.prepare import Codecs, prepare_numbers, prepare_shards
+    from aromni_jax.prepare.numbers import MIXTURE
+    from aromni_jax.vocabulary import JointVocabulary
 
-    given = {name: getattr(args, name) for name in ("utterances", "pictures", "dialogs")}
-    prepare_numbers(
-        args.out,
-        template=args.template,
-        sequence_length=args.sequence_length,
-        amounts=dataclasses.replace(Amounts(), **{name: value for name, value in given.items() if value is not None}),
-        seed=args.seed,
-        force=args.force,
-    )
+    common = {"seed": args.seed, "force": args.force}
+    if args.sequence_length:
+        common["sequence_length"] = args.sequence_length
+    if args.source == "numbers":
+        manifest = prepare_numbers(
+            args.out,
+            examples=args.examples,
+            held_out=args.held_out,
+            template=args.template,
+            mixture=_mixture(args.mixture) or MIXTURE,
+            codecs=Codecs.load(args.codecs),
+            **common,
+        )
+    else:
+        vocabulary = JointVocabulary.aromni()
+        manifest = prepare_shards(
+            args.source, args.out, vocabulary=vocabulary, on_bad_record=args.on_bad_record, **common
+        )
+    for split in manifest.splits:
+        figures = manifest.figures(split)
+        print(
+            f"{args.out} {split}: {figures['examples']:,} examples, {figures['tokens']:,} tokens in "
+            f"{figures['row_count']:,} rows of {manifest.sequence_length} ({figures['packing']['packed']:.1%} full)"
+        )
     return 0
+
+
+def _mixture(words: list[str]) -> dict[str, float]:
+    shares = {}
+    for word in words:
+        task, _, share = word.partition("=")
+        try:
+            shares[task] = float(share)
+        except ValueError:
+            raise UserError(f"--mixture {word}: write it as TASK=SHARE, such as chat=0.5") from None
+    return shares

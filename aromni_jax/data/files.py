@@ -106,7 +106,7 @@ class RecordFile:
 class Concatenated:
     """Several record files seen as one, in order."""
 
-    def __init__(self, files: Sequence[RecordFile]) -> None:
+    def __init__(self, files: Sequence[RecordFile | Concatenated]) -> None:
         self._files = files
         self._ends = list(itertools.accumulate(map(len, files)))
 
@@ -122,7 +122,7 @@ class Concatenated:
         file, at = self._place(index)
         return file.where(at)
 
-    def _place(self, index: int) -> tuple[RecordFile, int]:
+    def _place(self, index: int) -> tuple[RecordFile | Concatenated, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect.bisect_right(self._ends, index)
@@ -159,11 +159,7 @@ def read_reference_shards(
     Raises:
       UserError: no such file or folder, or no shard in it.
     """
-    path = pathlib.Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise UserError(f"{path}: no such file, or a folder without *.jsonl")
-    for file in files:
+    for file in shard_files(path):
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
@@ -173,6 +169,15 @@ def read_reference_shards(
                 else:
                     if record is not None:
                         yield record
+
+
+def shard_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """The file itself, or all `*.jsonl` of a folder in order of name; UserError if there is none."""
+    path = pathlib.Path(path)
+    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise UserError(f"{path}: no such file, or a folder without *.jsonl")
+    return files
 
 
 def _parse_line(line: bytes, vocabulary: JointVocabulary, where: str, max_length: int) -> Record | None:

@@ -23,26 +23,37 @@ _VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Component:
-    """One named part of a split, as a record file and a file of packed rows.
+class PackedRows:
+    """A file of packed rows.
 
     Attributes:
-      records, rows: file names, relative to the manifest.
-      examples, row_count: how many of each.
-      tokens: real tokens (padding not counted).
-      tokens_by_modality: modality name -> tokens.
-      tasks: task -> {"examples": n, "tokens": n}.
+      rows: file name, relative to the manifest.
+      row_count: how many.
       efficiency: the fields of `packing.Efficiency`.
     """
 
-    records: str
     rows: str
-    examples: int
     row_count: int
+    efficiency: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Component(PackedRows):
+    """One named part of a split: its records, and the same packed.
+
+    Attributes:
+      records: file name, relative to the manifest.
+      examples: how many records.
+      tokens: real tokens (padding not counted).
+      tokens_by_modality: modality name -> tokens.
+      tasks: task -> {"examples": n, "tokens": n}.
+    """
+
+    records: str
+    examples: int
     tokens: int
     tokens_by_modality: dict[str, int]
     tasks: dict[str, dict[str, int]]
-    efficiency: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +66,7 @@ class Manifest:
       sequence_length: tokens of a packed row.
       request: what was asked for (sizes, seed, mixture, template ...); the same request need not be done again.
       splits: split -> component name -> Component.
+      joint: split -> all of its examples packed together, which fills rows better than component by component.
       statistics: further figures of the preparation (hours of speech, seconds it took ...).
     """
 
@@ -63,6 +75,7 @@ class Manifest:
     sequence_length: int
     request: dict[str, Any]
     splits: dict[str, dict[str, Component]]
+    joint: dict[str, PackedRows]
     statistics: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -86,6 +99,7 @@ class Manifest:
                 split: {name: Component(**fields) for name, fields in components.items()}
                 for split, components in values["splits"].items()
             }
+            values["joint"] = {split: PackedRows(**fields) for split, fields in values["joint"].items()}
             return cls(**values)
         except UserError:
             raise
@@ -101,6 +115,22 @@ class Manifest:
             if name not in known:
                 raise UserError(f"the data set has no component {name!r}: it has {', '.join(known)}")
         return {name: known[name] for name in (names or known)}
+
+    def figures(self, split: str) -> dict[str, Any]:
+        """Of a whole split: examples, tokens, tokens_by_modality, and row_count and packing of the joint rows."""
+        parts = self.components(split).values()
+        modalities = {kind.name.lower(): 0 for kind in Modality}
+        for part in parts:
+            for kind, count in part.tokens_by_modality.items():
+                modalities[kind] += count
+        joint = self.joint[split]
+        return {
+            "examples": sum(part.examples for part in parts),
+            "tokens": sum(part.tokens for part in parts),
+            "tokens_by_modality": modalities,
+            "row_count": joint.row_count,
+            "packing": joint.efficiency,
+        }
 
     def check_vocabulary(self, vocabulary: JointVocabulary, where: str) -> None:
         """UserError unless the data was made with `vocabulary`."""
@@ -132,49 +162,62 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
-def write_component(
+def write_split(
     folder: str | os.PathLike[str],
-    name: str,
-    records: Sequence[Record],
+    split: str,
+    components: Mapping[str, Sequence[Record]],
     *,
     sequence_length: int,
     vocabulary: JointVocabulary,
     seed: int = 0,
-) -> Component:
-    """Write the records, and packed as rows, under `folder`; returns their figures for the manifest.
+) -> tuple[dict[str, Component], PackedRows]:
+    """Write the records of every component, packed by component and all together, below `folder`/`split`.
 
-    Args:
-      name: path of the files below `folder`, without suffix, such as "train/speech_to_text".
+    Returns:
+      What `Manifest.splits` and `Manifest.joint` hold for the split.
 
     Raises:
       UserError: a record is longer than a row, or writing fails.
     """
     folder = pathlib.Path(folder)
-    records_name, rows_name = f"{name}.records{SUFFIX}", f"{name}.rows{SUFFIX}"
-    (folder / records_name).parent.mkdir(parents=True, exist_ok=True)
-    for record in records:
-        if len(record) > sequence_length:
-            raise UserError(
-                f"{name}: record {record.id} has {len(record)} tokens, a row takes {sequence_length}: "
-                "raise the sequence length"
-            )
-    write_records(folder / records_name, records)
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    for name, records in components.items():
+        for record in records:
+            if len(record) > sequence_length:
+                raise UserError(
+                    f"{split}/{name}: record {record.id} has {len(record)} tokens, a row takes {sequence_length}: "
+                    "raise the sequence length"
+                )
+
+    def packed(stem: str, records: Sequence[Record]) -> PackedRows:
+        return _write_rows(folder, f"{stem}.rows{SUFFIX}", records, sequence_length, vocabulary, seed)
+
+    written = {}
+    for name, records in components.items():
+        file = f"{split}/{name}.records{SUFFIX}"
+        write_records(folder / file, records)
+        written[name] = Component(
+            **vars(packed(f"{split}/{name}", records)),
+            records=file,
+            examples=len(records),
+            tokens=sum(map(len, records)),
+            tokens_by_modality=_by_modality(records, vocabulary),
+            tasks=_by_task(records),
+        )
+    return written, packed(split, [record for records in components.values() for record in records])
+
+
+def _write_rows(
+    folder: pathlib.Path, file: str, records: Sequence[Record], capacity: int, vocabulary: JointVocabulary, seed: int
+) -> PackedRows:
     row_count = 0
-    with RecordWriter(folder / rows_name) as writer:
-        for row in pack(records, sequence_length, vocabulary, seed):
+    with RecordWriter(folder / file) as writer:
+        for row in pack(records, capacity, vocabulary, seed):
             writer.write(row.to_bytes())
             row_count += 1
     lengths = np.fromiter(map(len, records), np.int64, len(records))
-    return Component(
-        records=records_name,
-        rows=rows_name,
-        examples=len(records),
-        row_count=row_count,
-        tokens=int(lengths.sum()),
-        tokens_by_modality=_by_modality(records, vocabulary),
-        tasks=_by_task(records),
-        efficiency=dataclasses.asdict(efficiency(lengths, row_count, sequence_length)),
-    )
+    figures = dataclasses.asdict(efficiency(lengths, row_count, capacity))
+    return PackedRows(rows=file, row_count=row_count, efficiency=figures)
 
 
 def _by_modality(records: Sequence[Record], vocabulary: JointVocabulary) -> dict[str, int]:
@@ -190,17 +233,3 @@ def _by_task(records: Sequence[Record]) -> dict[str, dict[str, int]]:
         figures["examples"] += 1
         figures["tokens"] += len(record)
     return tasks
-
-
-def totals(components: Mapping[str, Component]) -> dict[str, Any]:
-    """Sums over components: examples, row_count, tokens, tokens_by_modality."""
-    modalities = {kind.name.lower(): 0 for kind in Modality}
-    for component in components.values():
-        for kind, count in component.tokens_by_modality.items():
-            modalities[kind] += count
-    return {
-        "examples": sum(component.examples for component in components.values()),
-        "row_count": sum(component.row_count for component in components.values()),
-        "tokens": sum(component.tokens for component in components.values()),
-        "tokens_by_modality": modalities,
-    }

@@ -77,7 +77,7 @@ def batches(
     """
     local = _local_rows(config, process_count)
     manifest = _open(config, vocabulary)
-    files = _sources(config, manifest, split)
+    files = _files(config, manifest, split, config.packing)
     bad = BadRecords(config.on_bad_record, sum(map(len, files.values())))
     to_batch = _BatchMaker(weight_table(loss), vocabulary.pad)
     _mark_flags_parsed()
@@ -109,18 +109,17 @@ def epoch(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every packed row of a split's components once, in order; the last batch is filled up with padding.
+    """Every packed row of a split once, in order; the last batch is filled up with padding.
 
-    `config.mixture` chooses components, its weights play no part.
+    `config.mixture` chooses components; its weights play no part.
 
     Raises:
       UserError: as `batches`.
     """
     local = _local_rows(config, process_count)
     manifest = _open(config, vocabulary)
-    files = [_file(config, part.rows) for part in manifest.components(split, tuple(config.mixture)).values()]
-    bad = BadRecords(config.on_bad_record, sum(map(len, files)))
-    source = RowSource(Concatenated(files), vocabulary, config.sequence_length, bad)
+    files = Concatenated(list(_files(config, manifest, split, "offline").values()))
+    source = RowSource(files, vocabulary, config.sequence_length, BadRecords(config.on_bad_record, len(files)))
     to_batch = _BatchMaker(weight_table(loss), vocabulary.pad)
     for first in range(0, len(source), config.batch_size):
         start = first + process_index * local
@@ -145,20 +144,18 @@ def _open(config: DataConfig, vocabulary: JointVocabulary) -> Manifest:
     return manifest
 
 
-def _file(config: DataConfig, name: str) -> RecordFile:
-    return RecordFile(pathlib.Path(config.path) / name)
-
-
-def _sources(config: DataConfig, manifest: Manifest, split: str) -> dict[str, Concatenated]:
-    """The files behind every name of the mixture; without a mixture, all of them under one name."""
-    files = {
-        name: _file(config, part.rows if config.packing == "offline" else part.records)
-        for name, part in manifest.components(split, tuple(config.mixture)).items()
-    }
-    if not config.mixture:
-        sources = {split: Concatenated(list(files.values()))}
+def _files(config: DataConfig, manifest: Manifest, split: str, packing: str) -> dict[str, Concatenated]:
+    """The files behind every name of the mixture; without a mixture, all examples under the name of the split."""
+    parts = manifest.components(split, tuple(config.mixture))
+    if packing == "online":
+        names = {name: [part.records] for name, part in parts.items()}
+        names = names if config.mixture else {split: [file for files in names.values() for file in files]}
+    elif config.mixture:
+        names = {name: [part.rows] for name, part in parts.items()}
     else:
-        sources = {name: Concatenated([file]) for name, file in files.items()}
+        names = {split: [manifest.joint[split].rows]}
+    folder = pathlib.Path(config.path)
+    sources = {name: Concatenated([RecordFile(folder / file) for file in files]) for name, files in names.items()}
     for name, source in sources.items():
         if not len(source):
             raise UserError(f"{config.path}: {name} is empty")

@@ -1,5 +1,6 @@
-"""From raw media to prepared data sets: token records, packed rows, and the manifest that training checks."""
+"""Raw media and foreign records -> prepared data sets that training reads."""
 
-from aromni_jax.prepare.numbers import Amounts, prepare_numbers, world_vocabulary
+from aromni_jax.prepare.numbers import Codecs, prepare_numbers
+from aromni_jax.prepare.shards import prepare_shards
 
-__all__ = ["Amounts", "prepare_numbers", "world_vocabulary"]
+__all__ = ["Codecs", "prepare_numbers", "prepare_shards"]

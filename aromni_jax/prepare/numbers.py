@@ -1,221 +1,211 @@
-"""The numbers world as a data set: compose media, encode them once, and let every task use the same codes."""
+"""The numbers world as a data set: media composed from recordings and drawings, made into examples of every task.
+
+An example pairs any utterance of its string with any picture of it. The train and test splits share no string,
+recording or drawing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
-from aromni_jax.data.manifest import NAME, Manifest, read_manifest, totals, write_component, write_manifest
+from aromni_jax.data.manifest import Manifest, write_manifest, write_split
 from aromni_jax.data.record import Record
 from aromni_jax.errors import UserError
-from aromni_jax.tasks import Image, Part, PromptBuilder, Speech, Text
-from aromni_jax.vocabulary import JointVocabulary
-from aromni_jax.worlds.numbers import SAMPLE_RATE, NumbersWorld
+from aromni_jax.prepare.building import already_built, building
+from aromni_jax.prepare.media import Codecs, EncodedMedia, progress_bar
+from aromni_jax.tasks.parts import Image, Part, Speech, Text
+from aromni_jax.tasks.prompts import PromptBuilder
+from aromni_jax.tasks.templates import TASK_KINDS
+from aromni_jax.worlds.numbers import NumbersWorld
+from aromni_jax.worlds.numbers.world import MEDIA
 
-# Share of pictures that are also shown without a prompt, so that guidance has an unconditional branch to lean on.
+# Share of each task in the examples. Pictures take the most practice and the fewest tokens; a dialog takes the most.
+MIXTURE: Mapping[str, float] = {
+    "speech_to_text": 2.0,
+    "text_to_speech": 2.0,
+    "image_caption": 3.0,
+    "text_to_image": 3.0,
+    "speech_to_image": 1.0,
+    "image_to_speech": 1.0,
+    "chat": 0.7,
+}
+# Share of text_to_image without a prompt: what guidance subtracts (the unconditional branch, SPEC 6.7).
 UNCONDITIONAL = 0.1
-_ENCODE_BATCH = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Amounts:
-    """How much to compose per split; each utterance and each picture serves every task that can use it."""
-
-    utterances: int = 8_000
-    pictures: int = 24_000
-    dialogs: int = 4_000
-    held_out_utterances: int = 400
-    held_out_pictures: int = 400
-    held_out_dialogs: int = 100
+_RECIPE = 1  # raise it when the same request gives other records
+_EXAMPLES_PER_UTTERANCE = 6
+_EXAMPLES_PER_PICTURE = 2
+_CHAT_TRIES = 8
 
 
 def prepare_numbers(
-    folder: str | pathlib.Path,
+    out_dir: str | os.PathLike[str],
     *,
-    template: str = "brief",
-    sequence_length: int = 256,
-    amounts: Amounts = Amounts(),
+    examples: int = 80_000,
+    held_out: int = 420,
     seed: int = 0,
+    sequence_length: int = 256,
+    template: str = "brief",
+    mixture: Mapping[str, float] = MIXTURE,
+    codecs: Codecs | None = None,
     force: bool = False,
-    say: Callable[[str], None] = print,
+    progress: bool = True,
 ) -> Manifest:
-    """Write records, packed rows and manifest.json of the numbers world under `folder`.
+    """Make the data set, or find it made: one component per task in the splits "train" and "test".
 
-    The same request on a finished folder does nothing; an interrupted one starts over (files appear whole or not at
-    all, the manifest last). Train and held-out parts share no string, recording or drawing.
+    Nothing stands in `out_dir` before all of it is there; an interrupted preparation starts again.
 
     Args:
-      template: of the prompts (`tasks.templates`).
-      sequence_length: tokens of a packed row; dialogs that do not fit are left out and counted.
+      examples: of the train split, shared out by `mixture`.
+      held_out: of the test split, the same number for each task.
+      sequence_length: tokens of a packed row, and the longest example.
+      mixture: task -> share of the examples; tasks that are not named are left out.
+      codecs: None = those shipped with the world.
+      force: replace a data set that was made otherwise.
 
     Raises:
-      UserError: a file cannot be written, a codec or the media are missing.
+      UserError: bad arguments, something else in `out_dir`, a full disk, broken media.
     """
-    folder = pathlib.Path(folder)
-    started = time.perf_counter()
-    workshop = _Workshop(template, sequence_length)
+    out_dir = pathlib.Path(out_dir)
+    mixture = _checked_mixture(mixture)
+    if min(examples, held_out) < len(mixture):
+        raise UserError(f"{examples} and {held_out} examples are too few for {len(mixture)} tasks")
+    codecs = codecs or Codecs.load("numbers")
     request = {
         "world": "numbers",
-        "template": template,
-        "sequence_length": sequence_length,
-        "amounts": dataclasses.asdict(amounts),
+        "recipe": _RECIPE,
+        "media": hashlib.sha256((MEDIA / "manifest.json").read_bytes()).hexdigest()[:16],
+        "codecs": codecs.fingerprints,
+        "examples": examples,
+        "held_out": held_out,
         "seed": seed,
+        "sequence_length": sequence_length,
+        "template": template,
+        "mixture": mixture,
     }
-    if (folder / NAME).is_file() and not force:
-        done = read_manifest(folder)
-        if (done.request, done.codecs, done.vocabulary) == (request, workshop.fingerprints, workshop.vocabulary):
-            say(f"{folder}: prepared already ({totals(done.splits['train'])['examples']:,} examples)")
-            return done
-    counts = {
-        "train": (amounts.utterances, amounts.pictures, amounts.dialogs),
-        "test": (amounts.held_out_utterances, amounts.held_out_pictures, amounts.held_out_dialogs),
-    }
-    splits = {}
-    for number, (split, wanted) in enumerate(counts.items()):
-        records = workshop.records(split, *wanted, np.random.default_rng([seed, number]))
-        splits[split] = {
-            task: write_component(
+    made = already_built(out_dir, request, force)
+    if made:
+        return made
+    started = time.perf_counter()
+    world = NumbersWorld.load()
+    builder = PromptBuilder(codecs.vocabulary, codecs.text, template)
+    counts = {"train": _counts(mixture, examples), "test": _counts(dict.fromkeys(mixture, 1.0), held_out)}
+    statistics: dict[str, Any] = {}
+    splits, joint = {}, {}
+    with building(out_dir) as folder:
+        for number, (split, wanted) in enumerate(counts.items()):
+            total = sum(wanted.values())
+            rng = np.random.default_rng([seed, number])
+            media = EncodedMedia.compose(
+                world,
+                codecs,
+                split=split,
+                utterances=total // _EXAMPLES_PER_UTTERANCE,
+                pictures=total // _EXAMPLES_PER_PICTURE,
+                rng=rng,
+                progress=progress,
+            )
+            make = ExampleMaker(world, media, builder, sequence_length, rng)
+            records: dict[str, list[Record]] = {task: [] for task in wanted}
+            with progress_bar(total, f"{split} examples", progress) as bar:
+                for task, count in wanted.items():
+                    for i in range(count):
+                        records[task].append(make.record(task, i, split))
+                        bar.update()
+            splits[split], joint[split] = write_split(
                 folder,
-                f"{split}/{task}",
-                part,
+                split,
+                records,
                 sequence_length=sequence_length,
-                vocabulary=workshop.vocabulary,
+                vocabulary=codecs.vocabulary,
                 seed=seed,
             )
-            for task, part in records.items()
-        }
-    manifest = Manifest(
-        vocabulary=workshop.vocabulary,
-        codecs=workshop.fingerprints,
-        sequence_length=sequence_length,
-        request=request,
-        splits=splits,
-        statistics={**workshop.statistics, "seconds": time.perf_counter() - started},
-    )
-    write_manifest(folder, manifest)
-    train = totals(splits["train"])
-    say(
-        f"{folder}: {train['examples']:,} examples, {train['tokens']:,} tokens in {train['row_count']:,} rows, "
-        f"from {workshop.statistics['hours_of_speech']:.1f} h of speech and {amounts.pictures:,} pictures, "
-        f"in {manifest.statistics['seconds']:.0f} s"
-    )
+            statistics[split] = media.statistics(codecs.speech.tokens_per_second)
+        manifest = Manifest(
+            vocabulary=codecs.vocabulary,
+            codecs=codecs.fingerprints,
+            sequence_length=sequence_length,
+            request=request,
+            splits=splits,
+            joint=joint,
+            statistics=statistics | {"seconds": round(time.perf_counter() - started, 1)},
+        )
+        write_manifest(folder, manifest)
     return manifest
 
 
-def world_vocabulary(text: TextCodec, image: ImageCodec, speech: SpeechCodec) -> JointVocabulary:
-    """The compact vocabulary of three codecs."""
-    return JointVocabulary.compact(
-        text_pieces=text.num_pieces,
-        image_codes=image.num_codes,
-        image_tokens=image.tokens_per_image,
-        speech_codes=speech.num_codes,
-    )
+def _checked_mixture(mixture: Mapping[str, float]) -> dict[str, float]:
+    for task, share in mixture.items():
+        if task not in MIXTURE:
+            raise UserError(f"mixture: unknown task {task!r}; the numbers world has {', '.join(MIXTURE)}")
+        if not share >= 0:
+            raise UserError(f"mixture: the share of {task} is {share}; it must be 0 or more")
+    kept = {task: float(share) for task, share in mixture.items() if share > 0}
+    if not kept:
+        raise UserError("mixture: no task has a share above 0")
+    return kept
 
 
-class _Workshop:
-    """World, codecs and prompts, and what they make."""
-
-    def __init__(self, template: str, sequence_length: int) -> None:
-        self.world = NumbersWorld.load()
-        self.text, self.image, self.speech = (codec.load("numbers") for codec in (TextCodec, ImageCodec, SpeechCodec))
-        self.vocabulary = world_vocabulary(self.text, self.image, self.speech)
-        self.prompts = PromptBuilder(self.vocabulary, self.text, template)
-        self.fingerprints = {name: getattr(self, name).fingerprint for name in ("text", "image", "speech")}
-        self.statistics: dict[str, Any] = {"hours_of_speech": 0.0, "dialogs_too_long": 0}
-        self._sequence_length = sequence_length
-
-    def records(
-        self, split: str, utterances: int, pictures: int, dialogs: int, rng: np.random.Generator
-    ) -> dict[str, list[Record]]:
-        """Task -> records of one split."""
-        strings = self.world.strings(split)
-        spoken = [strings[i] for i in rng.integers(len(strings), size=utterances)]
-        drawn = [strings[i] for i in rng.integers(len(strings), size=pictures)]
-        heard, seen = self._hear(spoken, split, rng), self._look(drawn, split, rng)
-        made: dict[str, list[Record]] = {}
-
-        def add(task: str, tokens: Sequence[int], response_length: int) -> None:
-            part = made.setdefault(task, [])
-            part.append(Record(np.asarray(tokens, np.uint16), task, response_length, f"{split}/{task}/{len(part)}"))
-
-        for string, utterance in zip(spoken, heard, strict=True):
-            text = Text(self.world.text(string))
-            add("speech_to_text", *self.prompts.example("speech_to_text", [utterance], [text]))
-            add("text_to_speech", *self.prompts.example("text_to_speech", [text], [utterance]))
-        for string, picture in zip(drawn, seen, strict=True):
-            text = Text(self.world.text(string))
-            add("image_caption", *self.prompts.example("image_caption", [picture], [text]))
-            add("text_to_image", *self.prompts.example("text_to_image", [text], [picture]))
-            if rng.random() < UNCONDITIONAL:
-                answer = self.prompts.answer("text_to_image", [picture])
-                add("text_to_image", [self.vocabulary.bos, *answer], len(answer) - 1)
-        sounds, sights = _by_string(spoken, heard), _by_string(drawn, seen)
-        for string, utterance in zip(spoken, heard, strict=True):
-            if string in sights:
-                picture = _one(sights[string], rng)
-                add("speech_to_image", *self.prompts.example("speech_to_image", [utterance], [picture]))
-                add("image_to_speech", *self.prompts.example("image_to_speech", [picture], [utterance]))
-        both = sorted(sounds.keys() & sights.keys())
-        for _ in range(dialogs):
-            first, second = (self._turn(both[rng.integers(len(both))], sounds, sights, rng) for _ in range(2))
-            for turns in (first[:1], second[1:], first[:1] + second[1:]):
-                tokens, response_length = self.prompts.chat_example(turns)
-                if len(tokens) > self._sequence_length:
-                    self.statistics["dialogs_too_long"] += 1
-                else:
-                    add("chat", tokens, response_length)
-        return made
-
-    def _turn(
-        self, string: str, sounds: dict[str, list[Part]], sights: dict[str, list[Part]], rng: np.random.Generator
-    ) -> list[tuple[list[Part], list[Part]]]:
-        """Two ways to talk about a number: it is said and comes back as text, speech and picture; or shown and said."""
-        text = Text(self.world.text(string))
-        said = ([_one(sounds[string], rng)], [text, text, _one(sounds[string], rng), _one(sights[string], rng)])
-        shown = ([_one(sights[string], rng)], [text, text, _one(sounds[string], rng)])
-        return [said, shown]
-
-    def _hear(self, strings: Sequence[str], split: str, rng: np.random.Generator) -> list[Speech]:
-        spoken: list[Speech] = []
-        for batch in _batches(strings, f"{split}: speech"):
-            waves = [self.world.utterance(string, rng, split=split) for string in batch]
-            lengths = [len(wave) for wave in waves]
-            padded_bn = np.zeros((len(waves), max(lengths)), np.float32)
-            for row, wave in zip(padded_bn, waves, strict=True):
-                row[: len(wave)] = wave
-            spoken += [Speech(codes) for codes in self.speech.encode(padded_bn, lengths=lengths)]
-            self.statistics["hours_of_speech"] += sum(lengths) / SAMPLE_RATE / 3600
-        return spoken
-
-    def _look(self, strings: Sequence[str], split: str, rng: np.random.Generator) -> list[Image]:
-        seen: list[Image] = []
-        for batch in _batches(strings, f"{split}: pictures"):
-            pictures = np.stack([self.world.picture(string, rng, split=split) for string in batch])
-            seen += [Image(codes) for codes in self.image.encode(pictures)]
-        return seen
+def _counts(shares: Mapping[str, float], total: int) -> dict[str, int]:
+    """Examples per task: proportional to the shares, `total` in all."""
+    ends = np.round(np.cumsum(list(shares.values())) / sum(shares.values()) * total).astype(int)
+    return dict(zip(shares, np.diff(ends, prepend=0).tolist(), strict=True))
 
 
-def _batches(strings: Sequence[str], what: str) -> Any:
-    """Slices of `strings`, with a progress bar in a terminal."""
-    if not strings:
-        raise UserError(f"{what}: asked for none; give at least one")
-    starts = range(0, len(strings), _ENCODE_BATCH)
-    return (strings[start : start + _ENCODE_BATCH] for start in tqdm(starts, desc=what, disable=None, unit="batch"))
+@dataclasses.dataclass(frozen=True)
+class ExampleMaker:
+    """Training examples of every task from encoded media; strings take turns."""
 
+    world: NumbersWorld
+    media: EncodedMedia
+    builder: PromptBuilder
+    longest: int
+    rng: np.random.Generator
 
-def _by_string(strings: Sequence[str], parts: Sequence[Part]) -> dict[str, list[Part]]:
-    grouped: dict[str, list[Part]] = {}
-    for string, part in zip(strings, parts, strict=True):
-        grouped.setdefault(string, []).append(part)
-    return grouped
+    def record(self, task: str, number: int, split: str) -> Record:
+        """The example of that number; its id names split, task, number and string."""
+        which = number % len(self.media.strings)
+        string = self.media.strings[which]
+        if task == "chat":
+            tokens, response_length = self._chat(which)
+        elif task == "text_to_image" and self.rng.random() < UNCONDITIONAL:
+            answer = self.builder.answer(task, [self.media.picture(which, self.rng)])
+            tokens, response_length = [self.builder.vocabulary.bos, *answer], len(answer) - 1
+        else:
+            given, wanted = TASK_KINDS[task]
+            parts = self._parts(which)
+            tokens, response_length = self.builder.example(task, [parts[given]], [parts[wanted]])
+        name = f"{split}/{task}/{number}/{string}"
+        return Record.checked(tokens, task, response_length, name, self.builder.vocabulary, name)
 
+    def _parts(self, which: int) -> dict[type, Part]:
+        """The string as text, as some utterance and as some picture."""
+        text = Text(self.world.text(self.media.strings[which]))
+        return {Text: text, Speech: self.media.utterance(which, self.rng), Image: self.media.picture(which, self.rng)}
 
-def _one(parts: list[Part], rng: np.random.Generator) -> Part:
-    return parts[rng.integers(len(parts))]
+    def _chat(self, which: int) -> tuple[list[int], int]:
+        """A dialog of one turn or two.
+
+        A number is said, and comes back as echo, text, speech and picture; one is shown, and comes back as text and
+        speech. Media are drawn again until the dialog fits a row; if they do not in a few tries, a turn has to do.
+        """
+        turns: list[tuple[Sequence[Part], Sequence[Part]]] = []
+        wanted = slice(*((0, 1), (1, 2), (0, 2), (0, 2))[self.rng.integers(4)])
+        for _ in range(_CHAT_TRIES):
+            other = int(self.rng.integers(len(self.media.strings)))
+            said, answered, shown, told = (self._parts(string) for string in (which, which, other, other))
+            turns = [
+                ([said[Speech]], [said[Text], answered[Text], answered[Speech], answered[Image]]),
+                ([shown[Image]], [shown[Text], told[Text], told[Speech]]),
+            ]
+            example = self.builder.chat_example(turns[wanted])
+            if len(example[0]) <= self.longest:
+                return example
+        return self.builder.chat_example(turns[:1])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from aromni_jax.data import Record
-from aromni_jax.data.manifest import Manifest, write_component, write_manifest
+from aromni_jax.data.manifest import Manifest, write_manifest, write_split
 from aromni_jax.vocabulary import TASKS, JointVocabulary
 
 SEQUENCE = 64
@@ -40,16 +40,22 @@ def make_data_set(tmp_path, vocabulary, make_record):
     """Writes a data set with components "a" and "b" in splits "train" and "test"; returns its folder."""
 
     def make(count: int = 60, vocabulary=vocabulary, records=None):
-        splits = {}
+        splits, joint = {}, {}
         for split in ("train", "test"):
-            splits[split] = {}
-            for offset, name in enumerate(("a", "b")):
-                chosen = records or [make_record(1000 * offset + i, TASKS[offset]) for i in range(count)]
-                splits[split][name] = write_component(
-                    tmp_path, f"{split}/{name}", chosen, sequence_length=SEQUENCE, vocabulary=vocabulary
-                )
+            components = {
+                name: records or [make_record(1000 * offset + i, TASKS[offset]) for i in range(count)]
+                for offset, name in enumerate(("a", "b"))
+            }
+            splits[split], joint[split] = write_split(
+                tmp_path, split, components, sequence_length=SEQUENCE, vocabulary=vocabulary
+            )
         manifest = Manifest(
-            vocabulary=vocabulary, codecs={"text": "0" * 16}, sequence_length=SEQUENCE, request={}, splits=splits
+            vocabulary=vocabulary,
+            codecs={"text": "0" * 16},
+            sequence_length=SEQUENCE,
+            request={},
+            splits=splits,
+            joint=joint,
         )
         write_manifest(tmp_path, manifest)
         return tmp_path
