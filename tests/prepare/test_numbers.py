@@ -1,0 +1,238 @@
+"""The prepared numbers world: every task, nothing shared between the splits, whole or not at all."""
+
+import collections
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from aromni_jax.cli.main import main
+from aromni_jax.config import DataConfig, LossConfig
+from aromni_jax.data import batches, epoch, read_manifest, read_records
+from aromni_jax.errors import UserError
+from aromni_jax.prepare import Codecs, prepare_numbers
+from aromni_jax.prepare.numbers import MIXTURE, UNCONDITIONAL
+from aromni_jax.vocabulary import TASKS, Modality
+from aromni_jax.worlds.numbers import NumbersWorld
+
+SIZES = {"examples": 400, "held_out": 70}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, fake_codecs):
+    folder = tmp_path_factory.mktemp("numbers") / "data"
+    return folder, prepare_numbers(folder, codecs=fake_codecs, progress=False, **SIZES)
+
+
+def records_of(prepared, split, task):
+    folder, manifest = prepared
+    return list(read_records(folder / manifest.splits[split][task].records, manifest.vocabulary))
+
+
+def test_counts_follow_the_mixture(prepared):
+    _, manifest = prepared
+    train = {task: part.examples for task, part in manifest.splits["train"].items()}
+    whole = sum(MIXTURE.values())
+    assert train == {task: pytest.approx(400 * share / whole, abs=1) for task, share in MIXTURE.items()}
+    assert manifest.figures("train")["examples"] == 400
+    assert {part.examples for part in manifest.splits["test"].values()} == {10}
+    assert manifest.figures("train")["packing"]["packed"] > 0.9
+    statistics = manifest.statistics
+    assert statistics["train"]["strings"] == 80 and statistics["test"]["strings"] == 20
+    assert statistics["train"]["utterances"] == 80 and statistics["train"]["pictures"] == 200
+    assert 0 < statistics["train"]["hours_of_speech"] < 0.1 and statistics["seconds"] > 0
+
+
+def test_every_task_is_made_of_the_right_parts(prepared, fake_codecs):
+    v, world = prepared[1].vocabulary, NumbersWorld.load()
+    unconditional = 0
+    for split in ("train", "test"):
+        for task in MIXTURE:
+            for record in records_of(prepared, split, task):
+                made_in, made_for, _, string = record.id.split("/")
+                assert (made_in, made_for, record.task) == (split, task, task)
+                tokens = record.tokens.tolist()
+                kinds = collections.Counter(v.modality(tokens).tolist())
+                if v.eoh not in tokens:
+                    assert task == "text_to_image" and tokens[:2] == [v.bos, v.boi] and tokens[-2:] == [v.eoi, v.eos]
+                    unconditional += 1
+                    continue
+                assert tokens[0] == v.bos and tokens.count(v.bos) == 1
+                assert tokens[-1] == (v.eom if task == "chat" else v.eos)
+                assert kinds[Modality.IMAGE] == 32 * tokens.count(v.boi)
+                if task == "chat":
+                    continue
+                eoh = tokens.index(v.eoh)
+                prompt, answer = tokens[1:eoh], tokens[eoh + 1 : -1]
+                assert record.response_length == len(answer)
+                shape = {"speech": (v.boa, v.eoa), "image": (v.boi, v.eoi), "text": None}
+                given, wanted = task.replace("image_caption", "image_to_text").split("_to_")
+                if shape[wanted]:
+                    assert (answer[0], answer[-1]) == shape[wanted]
+                else:
+                    assert fake_codecs.text.decode(v.text_pieces(answer).tolist()) == world.text(string)
+                if shape[given]:
+                    assert prompt[-1] == shape[given][1] and shape[given][0] in prompt
+                else:
+                    words = fake_codecs.text.decode(v.text_pieces(prompt).tolist())
+                    assert words.endswith(world.text(string))
+    assert 0 < unconditional < 3 * UNCONDITIONAL * 95
+
+
+def test_dialogs_have_both_turns(prepared):
+    v = prepared[1].vocabulary
+    shapes = collections.Counter()
+    for record in records_of(prepared, "train", "chat") + records_of(prepared, "test", "chat"):
+        tokens = record.tokens.tolist()
+        marks = [t for t in tokens if t in (v.boa, v.boi, v.eoh, v.ins, v.res, v.eom)]
+        first = [v.boa, v.eoh, v.ins, v.res, v.boa, v.boi, v.eom]
+        second = [v.boi, v.eoh, v.ins, v.res, v.boa, v.eom]
+        shapes[{tuple(first): "first", tuple(second): "second", tuple(first + second): "both"}[tuple(marks)]] += 1
+        assert len(tokens) <= 256
+        last = len(tokens) - 1 - tokens[::-1].index(v.eoh)
+        assert record.response_length == len(tokens) - 1 - last
+    assert set(shapes) == {"first", "second", "both"}
+
+
+def test_no_medium_of_the_test_split_occurs_in_training(prepared):
+    def spans(split):
+        v, found = prepared[1].vocabulary, set()
+        for task in MIXTURE:
+            for record in records_of(prepared, split, task):
+                ids = record.tokens
+                for opening, closing in ((v.boi, v.eoi), (v.boa, v.eoa)):
+                    starts, stops = np.flatnonzero(ids == opening), np.flatnonzero(ids == closing)
+                    found |= {ids[a:b].tobytes() for a, b in zip(starts, stops, strict=True)}
+        return found
+
+    def strings(split):
+        return {record.id.split("/")[3] for task in MIXTURE for record in records_of(prepared, split, task)}
+
+    assert not spans("train") & spans("test")
+    assert not strings("train") & strings("test")
+    assert len(strings("train")) == 80
+
+
+def test_the_batches_of_training_come_out_of_it(prepared):
+    folder, manifest = prepared
+    config = DataConfig(path=str(folder), sequence_length=256, batch_size=4)
+    batch = next(batches(config, LossConfig(), manifest.vocabulary))
+    assert batch.tokens.shape == (4, 256) and (batch.segment_ids > 0).mean() > 0.8
+    tasks = {TASKS[t] for b in epoch(config, LossConfig(), manifest.vocabulary) for t in np.unique(b.task_ids)}
+    assert tasks == set(MIXTURE)
+
+
+def test_the_same_request_gives_the_same_bytes_and_is_not_done_twice(prepared, fake_codecs, tmp_path):
+    folder, manifest = prepared
+    again = prepare_numbers(tmp_path / "again", codecs=fake_codecs, progress=False, **SIZES)
+    for split in ("train", "test"):
+        for task in MIXTURE:
+            name = manifest.splits[split][task].records
+            assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    stamp = (folder / "manifest.json").stat().st_mtime_ns
+    assert prepare_numbers(folder, codecs=fake_codecs, progress=False, **SIZES) == manifest
+    assert (folder / "manifest.json").stat().st_mtime_ns == stamp
+    assert {part.examples for part in again.splits["test"].values()} == {10}
+
+
+def test_another_request_does_not_replace_a_data_set_unless_told(tmp_path, fake_codecs):
+    folder = tmp_path / "data"
+    few = {"examples": 20, "held_out": 7, "codecs": fake_codecs, "progress": False}
+    prepare_numbers(folder, **few)
+    with pytest.raises(UserError, match=r"another data set \(seed: 0 there, 1 asked\).*--force"):
+        prepare_numbers(folder, seed=1, **few)
+    assert prepare_numbers(folder, seed=1, force=True, **few).request["seed"] == 1
+    assert read_manifest(folder).request["seed"] == 1
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_folder_that_is_no_data_set_is_never_replaced(tmp_path, fake_codecs):
+    (tmp_path / "thesis.txt").write_text("three years of work")
+    with pytest.raises(UserError, match="is not empty and holds no data set: give another folder"):
+        prepare_numbers(tmp_path, codecs=fake_codecs, force=True, progress=False)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_an_interrupted_preparation_leaves_nothing_and_the_old_one_stands(tmp_path, fake_codecs):
+    folder = tmp_path / "data"
+    few = {"examples": 20, "held_out": 7, "progress": False}
+    old = prepare_numbers(folder, codecs=fake_codecs, **few)
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(fake_codecs.image, name)
+
+        def encode(self, images):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_numbers(folder, codecs=Codecs(fake_codecs.text, Interrupted(), fake_codecs.speech), force=True, **few)
+    assert read_manifest(folder) == old
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    """The limit on file size makes the system fail a write, as a full disk does."""
+    code = (
+        "import resource, signal, sys\n"
+        "from tests.prepare.conftest import FakeImageCodec, FakeSpeechCodec\n"
+        "from aromni_jax.codecs import TextCodec\n"
+        "from aromni_jax.errors import UserError\n"
+        "from aromni_jax.prepare import Codecs, prepare_numbers\n"
+        "codecs = Codecs(TextCodec.load('numbers'), FakeImageCodec(), FakeSpeechCodec())\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))\n"
+        "try:\n"
+        "    prepare_numbers(sys.argv[1], examples=2000, held_out=70, codecs=codecs, progress=False)\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "data"],
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert done.stdout.startswith(f"cannot write {tmp_path}") and done.stdout.endswith(": File too large\n")
+    assert done.stdout.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mixture": {"asr": 1.0}}, "mixture: unknown task 'asr'; the numbers world has speech_to_text"),
+        ({"mixture": {"chat": -1.0}}, "the share of chat is -1.0"),
+        ({"mixture": {"chat": 0.0}}, "no task has a share above 0"),
+        ({"examples": 3}, "3 and 420 examples are too few for 7 tasks"),
+        ({"template": "long"}, "unknown template 'long'"),
+        ({"sequence_length": 50, "examples": 70}, r"has \d+ tokens, a row takes 50: raise the sequence length"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message, tmp_path, fake_codecs):
+    with pytest.raises(UserError, match=message):
+        prepare_numbers(tmp_path / "data", codecs=fake_codecs, progress=False, **arguments)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_mixture_of_one_task(tmp_path, fake_codecs):
+    manifest = prepare_numbers(
+        tmp_path / "data", examples=30, held_out=5, mixture={"speech_to_text": 1}, codecs=fake_codecs, progress=False
+    )
+    assert list(manifest.splits["train"]) == ["speech_to_text"]
+
+
+def test_the_command_with_the_shipped_codecs(tmp_path, capsys):
+    words = ["prepare", "numbers", "--out", str(tmp_path / "data"), "--examples", "80", "--held-out", "14"]
+    assert main([*words, "--mixture", "speech_to_text=1", "text_to_image=1"]) == 0
+    assert f"{tmp_path}/data train: 80 examples" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    assert set(manifest["codecs"]) == {"text", "image", "speech"} and manifest["statistics"]["seconds"] > 0
+    assert main([*words, "--mixture", "chat"]) == 1
+    assert capsys.readouterr().err == "aromni: --mixture chat: write it as TASK=SHARE, such as chat=0.5\n"
