@@ -54,7 +54,7 @@ def evaluate(
     judges: Sequence[SpeechJudge],
     image_judge: Any,
     *,
-    sizes: Sizes = Sizes(),
+    sizes: Sizes | None = None,
     seed: int = 0,
     say: Say = print,
 ) -> tuple[dict[str, Any], list[Item]]:
@@ -63,8 +63,10 @@ def evaluate(
     Args:
       judges: recognisers of speech; the first one gives the headline figures.
       image_judge: `judges.DigitImageJudge`, or anything with `read(picture uint8 [28, 56]) -> "23"`.
+      sizes: None = the sizes of every published figure.
       say: takes a line per score.
     """
+    sizes = sizes or Sizes()
     world = NumbersWorld.load()
     run = _Run(assistant, world, judges, image_judge, np.random.default_rng(seed), say)
     scores: dict[str, Any] = {}
@@ -216,8 +218,7 @@ class _Run:
         """What the task takes, made from held-out media."""
         if task.startswith("text"):
             return [[Text(text)] for text in self._texts(strings)]
-        if task.startswith("speech"):
-            return [[part] for part in self._drawn(strings)]
+        return [[part] for part in (self._spoken(strings) if task.startswith("speech") else self._drawn(strings))]
 
     def _spoken(self, strings: Sequence[str]) -> Sequence[Part]:
         return self.assistant.hear([self.world.utterance(string, self.rng, split="test") for string in strings])

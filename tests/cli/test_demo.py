@@ -1,0 +1,61 @@
+"""The whole house in miniature: raw media, tokens, training, decoding, judging, report; and how it fails."""
+
+import functools
+import json
+
+import pytest
+
+from aromni_jax.cli.main import main
+from aromni_jax.evaluation import held_out
+
+
+class _Deaf:
+    """A judge that hears "one two" whatever is said; real ones are not in the test environment."""
+
+    name = "deaf"
+
+    def transcribe(self, wave, sample_rate=16_000):
+        assert wave.ndim == 1 and sample_rate == 16_000
+        return "one two"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr("aromni_jax.cli.evaluate.make_judge", lambda name: _Deaf())
+    few = functools.partial(held_out.Sizes, heard=4, seen=4, spoken=3, drawn=3, crossed=3, chats=2)
+    monkeypatch.setattr(held_out, "Sizes", few)
+
+
+def _demo(tmp_path, *more):
+    words = ["demo", "--run-dir", str(tmp_path / "run"), "--config", "configs/numbers.py:tiny", "--examples", "300"]
+    return main([*words, "--set", "data.batch_size=8", *more])
+
+
+def test_the_demo_runs_whole_then_says_it_is_finished_then_goes_on(tmp_path, small, capsys):
+    assert _demo(tmp_path, "--steps", "4") == 0
+    run = tmp_path / "run"
+    metrics = json.loads((run / "metrics.json").read_text())
+    held_out = metrics["held_out"]
+    assert {"asr", "tts", "caption", "t2i", "chat", "asr_held_out_voice", "loss_falls"} <= set(held_out)
+    assert 0 <= held_out["asr"]["wer"] <= 1 and held_out["asr"]["bound"] == 0.15
+    assert set(metrics["timing"]) >= {"tokenise", "train", "evaluate", "bound"}
+    assert metrics["data"]["packing"]["packed"] > metrics["data"]["packing"]["padded_to_longest"]
+    assert (run / "report.html").stat().st_size > 10_000
+    samples = json.loads((run / "samples" / "samples.json").read_text())
+    assert {sample["task"] for sample in samples} >= {"speech_to_text", "text_to_image", "chat"}
+    assert all(len(sample["tokens"]) == len(sample["states"]) for sample in samples)
+    out = capsys.readouterr().out
+    assert "held-out" in out and "report:" in out
+
+    assert _demo(tmp_path, "--steps", "4") == 0
+    assert "is finished (step 4)" in capsys.readouterr().out
+
+    assert _demo(tmp_path, "--steps", "6") == 0
+    out = capsys.readouterr().out
+    assert "resumed" in out and "at step 4 of 6" in out
+
+
+def test_a_misspelt_key_is_one_line(tmp_path, capsys):
+    assert _demo(tmp_path, "--set", "train.stps=4") == 1
+    error = capsys.readouterr().err
+    assert error == "aromni: unknown config key train.stps: did you mean train.steps?\n"
