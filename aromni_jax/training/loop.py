@@ -118,6 +118,7 @@ def train(
             with monitor.clock.waiting():
                 batch = _to_devices(config, next(batches), rows)
             state, metrics = step_program(state, batch, codebook)
+            checkpoints.poll()
             if pending is not None:
                 monitor.observe(*pending)
             pending = (done, metrics)

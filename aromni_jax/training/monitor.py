@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from aromni_jax.config import RunConfig
 from aromni_jax.errors import UserError
@@ -25,7 +27,9 @@ class Monitor:
         self._log = log
         self._progress = progress
         self._devices = devices
-        self._schedule = learning_rate(config.optimizer, config.train.steps)
+        # All rates at once: evaluating the schedule at a log line would queue behind the step that runs by then.
+        schedule = jax.vmap(learning_rate(config.optimizer, config.train.steps))
+        self._rates = np.asarray(jax.jit(schedule)(jnp.arange(config.train.steps)))
         self._window: Metrics | None = None
         self.skipped = skipped
         self.clock = Clock()
@@ -58,7 +62,7 @@ class Monitor:
         steps = float(window.steps)
         values = summary(window, config.loss.perceptual_weight)
         values |= {
-            "learning_rate": float(self._schedule(max(done - self.skipped - 1, 0))),
+            "learning_rate": float(self._rates[max(done - self.skipped - 1, 0)]),
             "skipped_steps": float(self.skipped),
             "tokens_per_second": float(window.slots) / seconds,
             "useful_tokens_per_second": float(window.tokens) / seconds,
