@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +14,7 @@ from aromni_jax.config import ModelConfig
 from aromni_jax.decoding import guidance as guide
 from aromni_jax.decoding.grammar import Grammar, Limits, State
 from aromni_jax.decoding.loop import Carry, Inputs, decode, grow, prefill
+from aromni_jax.decoding.reference import ReferenceGrammar
 from aromni_jax.decoding.request import Done, Event, Request, Result, Usage
 from aromni_jax.decoding.sampling import Policies, row_keys
 from aromni_jax.decoding.streaming import RowStream, SpeechDecoder, TextDecoder
@@ -43,6 +44,7 @@ class Engine:
       speech_codec: adds samples to `SpeechChunk` events.
       chunk: decoding steps per call of the compiled loop; events come in bursts of so many tokens.
       max_batch: requests decoded at once; more are decoded in turn.
+      grammar: "strict" keeps every output well-formed; "reference" follows the released code, see `reference`.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class Engine:
         speech_codec: SpeechDecoder | None = None,
         chunk: int = 32,
         max_batch: int = 32,
+        grammar: Literal["strict", "reference"] = "strict",
     ) -> None:
         self.vocabulary = model.vocabulary
         self._params, self._config = model.params, model.config
-        self._grammar = Grammar(model.vocabulary)
+        self._grammar = {"strict": Grammar, "reference": ReferenceGrammar}[grammar](model.vocabulary)
         self._text_codec, self._speech_codec = text_codec, speech_codec
         self._chunk, self._max_batch = chunk, max_batch
 
@@ -70,8 +73,8 @@ class Engine:
         for batch, limits in self._batches([pairs[n] for n in order]):
             rows = [_Row(request, limit) for request, limit in zip(batch, limits, strict=True)]
             for chunk, now in self._chunks(batch, limits):
-                for row, (tokens, states) in zip(rows, chunk, strict=True):
-                    row.extend(tokens, states, now, self.vocabulary)
+                for row, (tokens, states, _) in zip(rows, chunk, strict=True):
+                    row.extend(tokens, states, now)
             results += [row.result() for row in rows]
         return [results[place] for place in np.argsort(order)]
 
@@ -88,11 +91,12 @@ class Engine:
                 RowStream(request.id, self.vocabulary, self._text_codec, self._speech_codec) for request in batch
             ]
             for chunk, now in self._chunks(batch, limits):
-                for row, stream, (tokens, states) in zip(rows, streams, chunk, strict=True):
+                for row, stream, (tokens, states, done) in zip(rows, streams, chunk, strict=True):
                     for token, state in zip(tokens.tolist(), states.tolist(), strict=True):
                         yield from stream.push(token, State(state))
                     yield from stream.flush()
-                    if len(tokens) and row.extend(tokens, states, now, self.vocabulary):
+                    row.extend(tokens, states, now)
+                    if len(tokens) and done:
                         yield from stream.finish()
                         yield Done(row.request.id, len(row.tokens), row.result())
 
@@ -127,8 +131,8 @@ class Engine:
 
     def _chunks(
         self, requests: Sequence[Request], limits: Sequence[Limits]
-    ) -> Iterator[tuple[list[tuple[np.ndarray, np.ndarray]], float]]:
-        """Per chunk: each request's new (tokens, states), and the seconds since the start."""
+    ) -> Iterator[tuple[list[tuple[np.ndarray, np.ndarray, bool]], float]]:
+        """Per chunk: each request's new tokens, their states, whether it is done; and the seconds since the start."""
         started = time.perf_counter()
         carry, inputs = self._prepare(requests, limits)
         guided = inputs.branches.source_r.shape[0] > inputs.keys_b.shape[0]
@@ -141,12 +145,17 @@ class Engine:
                 self._params, carry, inputs,
                 config=self._config, grammar=self._grammar, steps=self._chunk, guided=guided,
             )  # fmt: skip
-            tokens_sb, states_sb = np.asarray(packed)
+            tokens_sb, states_sb, after_sb = np.asarray(packed)
             live_sb = states_sb != State.DONE
-            columns = [(tokens_sb[live_sb[:, b], b], states_sb[live_sb[:, b], b]) for b in range(len(requests))]
-            yield columns, time.perf_counter() - started
-            ended = np.isin(tokens_sb, (self.vocabulary.eos, self.vocabulary.eom)) | ~live_sb
-            if ended[:, : len(requests)].any(axis=0).all():
+            rows = range(len(requests))
+            yield (
+                [
+                    (tokens_sb[live_sb[:, b], b], states_sb[live_sb[:, b], b], after_sb[-1, b] == State.DONE)
+                    for b in rows
+                ],
+                time.perf_counter() - started,
+            )
+            if (after_sb[-1, : len(requests)] == State.DONE).all():
                 return
 
     def _prepare(self, requests: Sequence[Request], limits: Sequence[Limits]) -> tuple[Carry, Inputs]:
@@ -194,7 +203,8 @@ class Engine:
             prompt_slots=jnp.asarray(slots, jnp.int32),
         )
         carry = prefill(
-            self._params, jnp.asarray(tokens_rp), jnp.asarray(lengths_r), jnp.arange(batch) >= len(requests),
+            self._params, jnp.asarray(tokens_rp), jnp.asarray(lengths_r), inputs.rules,
+            jnp.arange(batch) >= len(requests),
             config=self._config, grammar=self._grammar,
             cache_length=max(_power_of_two(slots + self._chunk), _SMALLEST_CACHE),
         )  # fmt: skip
@@ -211,18 +221,17 @@ class _Row:
         self._states: list[int] = []
         self._first_token = self._first_audio = self._total = None
 
-    def extend(self, tokens: np.ndarray, states: np.ndarray, now: float, vocabulary: JointVocabulary) -> bool:
-        """Take in new tokens that were ready at `now`; True when the last of them ends the row."""
+    def extend(self, tokens: np.ndarray, states: np.ndarray, now: float) -> None:
+        """Take in new tokens that were ready at `now`."""
         if not len(tokens):
-            return False
+            return
         self.tokens += tokens.tolist()
         self._states += states.tolist()
+        self._total = now
         if self._first_token is None:
             self._first_token = now
         if self._first_audio is None and State.SPEECH in states:
             self._first_audio = now
-        self._total = now
-        return self.tokens[-1] in (vocabulary.eos, vocabulary.eom)
 
     def result(self) -> Result:
         usage = Usage(

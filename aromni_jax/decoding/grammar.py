@@ -135,11 +135,9 @@ class Grammar:
             allowed_bs=jnp.asarray([[state in limit.allowed for state in states] for limit in limits], bool),
         )
 
-    def start(self, rows: int, *, done: jax.Array | None = None) -> GrammarState:
-        """State before the first token; rows flagged in `done` [B] (padding of the batch) never emit."""
-        zero = jnp.zeros(rows, jnp.int32)
-        state = zero if done is None else jnp.where(done, State.DONE, State.TEXT)
-        return GrammarState(state.astype(jnp.int32), zero, zero, zero)
+    def start(self, rules: Rules, idle_b: jax.Array) -> GrammarState:
+        """State before the first token; rows flagged in `idle_b` (bool [B], padding of the batch) never emit."""
+        return initial_state(jnp.full_like(rules.limit_b, State.TEXT), idle_b)
 
     def open_slots(self, grammar: GrammarState, rules: Rules) -> jax.Array:
         """Which kinds of token the rows may emit now, bool [B, slots], in the order of `ranges`."""
@@ -184,8 +182,9 @@ class Grammar:
             allowed |= inside & open_bk[:, k : k + 1]
         return allowed
 
-    def advance(self, grammar: GrammarState, tokens_b: jax.Array) -> GrammarState:
+    def advance(self, grammar: GrammarState, rules: Rules, tokens_b: jax.Array) -> GrammarState:
         """State after `tokens_b` (int [B]) have been emitted; rows that are DONE stay as they are."""
+        del rules  # what may be emitted is settled by `allowed`
         v = self.vocabulary
         old = grammar.state_b
         new = old
@@ -200,11 +199,23 @@ class Grammar:
             (v.eom, State.DONE),
         ):
             new = jnp.where(tokens_b == token, state, new)
-        live = old != State.DONE
-        opened = (tokens_b == v.boa) | (tokens_b == v.boi)
-        return GrammarState(
-            state_b=jnp.where(live, new, old),
-            span_b=jnp.where(new == old, grammar.span_b + 1, 0),
-            emitted_b=grammar.emitted_b + live,
-            spans_b=grammar.spans_b + (live & opened),
-        )
+        return step(grammar, new, self.vocabulary, tokens_b)
+
+
+def initial_state(state_b: jax.Array, idle_b: jax.Array) -> GrammarState:
+    """Nothing emitted yet, in `state_b`; idle rows are DONE."""
+    zero = jnp.zeros_like(state_b)
+    return GrammarState(jnp.where(idle_b, State.DONE, state_b), zero, zero, zero)
+
+
+def step(grammar: GrammarState, new_b: jax.Array, vocabulary: JointVocabulary, tokens_b: jax.Array) -> GrammarState:
+    """Move to `new_b` and keep the counts; rows that are DONE stay as they are."""
+    old_b = grammar.state_b
+    live_b = old_b != State.DONE
+    opened_b = (tokens_b == vocabulary.boa) | (tokens_b == vocabulary.boi)
+    return GrammarState(
+        state_b=jnp.where(live_b, new_b, old_b),
+        span_b=jnp.where(new_b == old_b, grammar.span_b + 1, 0),
+        emitted_b=grammar.emitted_b + live_b,
+        spans_b=grammar.spans_b + (live_b & opened_b),
+    )

@@ -60,6 +60,7 @@ def prefill(
     params: Params,
     tokens_rp: jax.Array,
     lengths_r: jax.Array,
+    rules: Rules,
     idle_b: jax.Array,
     *,
     config: ModelConfig,
@@ -82,7 +83,7 @@ def prefill(
     # Padding is sent to an index past the vocabulary, which the scatter drops.
     ids_bp = jnp.where(real_rp, tokens_rp, size)[:batch]
     seen_bv = seen_bv.at[jnp.arange(batch)[:, None], ids_bp].set(True, mode="drop")
-    return Carry(cache, hidden_rpd[:, -1], grammar.start(batch, done=idle_b), seen_bv)
+    return Carry(cache, hidden_rpd[:, -1], grammar.start(rules, idle_b), seen_bv)
 
 
 @functools.partial(jax.jit, static_argnames=("length",))
@@ -112,14 +113,15 @@ def decode(
     steps: int,
     guided: bool,
 ) -> tuple[Carry, jax.Array]:
-    """Emit `steps` tokens per row. Returns the carry and int32 [2, steps, B]: tokens (pad once done) and states.
+    """Emit `steps` tokens per row. Returns the carry and int32 [3, steps, B]: tokens (pad once done), the states they
+    were chosen in, and the states they led to.
 
     `guided` is static: False leaves the side rows out of the program (there are none then).
     """
     vocabulary = grammar.vocabulary
     rows_b = jnp.arange(inputs.keys_b.shape[0])
 
-    def step(carry: Carry, _: None) -> tuple[Carry, tuple[jax.Array, jax.Array]]:
+    def step(carry: Carry, _: None) -> tuple[Carry, jax.Array]:
         state_b = carry.grammar.state_b
         logits_bv = logits(params, config, carry.hidden_rd)
         if guided:
@@ -145,10 +147,10 @@ def decode(
         after = Carry(
             cache,
             hidden_rd,
-            grammar.advance(carry.grammar, tokens_b),
+            grammar.advance(carry.grammar, inputs.rules, tokens_b),
             carry.seen_bv.at[rows_b, tokens_b].set(True),
         )
-        return after, (tokens_b, state_b)
+        return after, jnp.stack([tokens_b, state_b, after.grammar.state_b])
 
-    carry, (tokens_sb, states_sb) = jax.lax.scan(step, carry, None, length=steps)
-    return carry, jnp.stack([tokens_sb, states_sb])
+    carry, told_s3b = jax.lax.scan(step, carry, None, length=steps)
+    return carry, told_s3b.swapaxes(0, 1)

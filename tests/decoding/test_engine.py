@@ -97,7 +97,7 @@ def plain_logits(model, tokens):
 def plain_greedy(model, request):
     """One row, greedy, every step from scratch; guidance by three separate sequences as SPEC 6.7 describes."""
     limits = GRAMMAR.rules([Limits(request.max_new_tokens, request.allowed, request.first, request.max_spans)])
-    state, out = GRAMMAR.start(1), []
+    state, out = GRAMMAR.start(limits, jnp.zeros(1, bool)), []
     while state.state_b[0] != State.DONE:
         tokens = [*request.prompt_tokens, *out]
         scores = plain_logits(model, tokens)
@@ -109,7 +109,7 @@ def plain_greedy(model, request):
             scores = u + request.guidance.image * (i - u) + request.guidance.text * (scores - i)
         allowed = np.asarray(GRAMMAR.allowed(state, limits))[0]
         token = int(np.argmax(np.where(allowed, scores, -np.inf)))
-        state = GRAMMAR.advance(state, jnp.asarray([token]))
+        state = GRAMMAR.advance(state, limits, jnp.asarray([token]))
         out.append(token)
     return out
 

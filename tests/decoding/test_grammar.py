@@ -24,9 +24,9 @@ def run(rules, logits_sbv):
     def step(state, logits_bv):
         allowed = GRAMMAR.allowed(state, rules)
         tokens_b = jnp.argmax(jnp.where(allowed, logits_bv, -jnp.inf), axis=-1)
-        return GRAMMAR.advance(state, tokens_b), (tokens_b, allowed.any(axis=-1), state.state_b)
+        return GRAMMAR.advance(state, rules, tokens_b), (tokens_b, allowed.any(axis=-1), state.state_b)
 
-    return jax.lax.scan(step, GRAMMAR.start(rules.limit_b.shape[0]), logits_sbv)[1]
+    return jax.lax.scan(step, GRAMMAR.start(rules, jnp.zeros(rules.limit_b.shape, bool)), logits_sbv)[1]
 
 
 def check_answer(tokens: list[int], limits: Limits) -> None:
@@ -117,7 +117,7 @@ def test_full_size_vocabulary_by_ranges_only():
     v = grammar.vocabulary
     assert grammar.ranges().shape == (len(State), 7, 2)
     rules = grammar.rules([Limits(1027, first=State.IMAGE), Limits(2000), Limits(1026)])
-    allowed = np.asarray(grammar.allowed(grammar.start(3), rules))
+    allowed = np.asarray(grammar.allowed(grammar.start(rules, jnp.zeros(3, bool)), rules))
     assert np.flatnonzero(allowed[0]).tolist() == [v.boi]
     assert allowed[1, v.boi] and not allowed[2, v.boi], "1026 tokens have no room for boi, 1024 codes, eoi and eos"
     assert allowed[1].sum() == len(v.text) + 5
