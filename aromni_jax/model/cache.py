@@ -35,10 +35,10 @@ class KVCache:
     def create(cls, config: ModelConfig, batch: int, length: int, dtype: str | None = None) -> KVCache:
         """Empty cache for `batch` rows of at most `length` slots; `dtype` defaults to the compute dtype."""
         shape = (config.layers, batch, config.kv_heads, length, config.head_dim)
-        empty = jnp.zeros(shape, dtype or config.compute_dtype)
+        dtype = dtype or config.compute_dtype
         return cls(
-            keys_lbkte=empty,
-            values_lbkte=empty,
+            keys_lbkte=jnp.zeros(shape, dtype),
+            values_lbkte=jnp.zeros(shape, dtype),
             segments_bt=jnp.zeros((batch, length), jnp.int32),
             positions_b=jnp.zeros((batch,), jnp.int32),
             index=jnp.zeros((), jnp.int32),
