@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN_DIR ?= runs/demo
 STEPS ?=
+BENCH_DATA ?= runs/bench/data
 
-.PHONY: help env env-demo demo test test-slow test-gpu lint format clean
+.PHONY: help env env-demo demo bench test test-slow test-gpu lint format clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +27,11 @@ env-demo: $(VENV)/.installed-demo  ## make the environment of `make demo`
 
 demo: env-demo  ## pretrain on a CPU, judge, generate in every modality, write runs/demo/report.html
 	$(BIN)/aromni demo --run-dir $(RUN_DIR) $(if $(STEPS),--steps $(STEPS))
+
+# PyTorch is here only to be compared with. Any build of its version will do; nothing but the CPU is used.
+bench: $(VENV)/.installed-demo,torch  ## throughput beside PyTorch, on this CPU; leave the machine alone meanwhile
+	$(BIN)/aromni prepare numbers --out $(BENCH_DATA)
+	$(BIN)/python benchmarks/throughput.py --data $(BENCH_DATA) --out benchmarks/results/throughput.json
 
 test: env  ## the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest

@@ -1,0 +1,61 @@
+"""What a figure was measured on, and whether the machine was idle meanwhile."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+
+class CpuUse:
+    """Share of the machine's CPU time that other programs used since this was made."""
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share_of_others(self) -> float | None:
+        """0 to 1; None where the system does not tell."""
+        if self._before is None:
+            return None
+        busy, whole, own = (now - before for now, before in zip(self._now(), self._before, strict=True))
+        return max(0.0, (busy - own) / whole)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Busy seconds and all seconds of all cores, busy seconds of this process."""
+        try:
+            line = pathlib.Path("/proc/stat").read_text().splitlines()[0]
+        except OSError:
+            return None
+        user, nice, system, idle, iowait, *rest = (int(ticks) / os.sysconf("SC_CLK_TCK") for ticks in line.split()[1:9])
+        busy = user + nice + system + sum(rest)
+        return busy, busy + idle + iowait, time.process_time()
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory, threads per side."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "threads": threads(),
+    }
+
+
+def threads() -> int:
+    """What both sides use: the cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of Python and of the installed packages."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}

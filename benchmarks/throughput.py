@@ -1,0 +1,329 @@
+"""Training throughput on this CPU: aromni_jax beside the same model, losses and optimiser in PyTorch, in one run.
+
+Two layouts of the same examples: packed rows (ours) and one example per row, padded to the longest of the batch (the
+reference's, SPEC 2.1). Both programs take every batch of both. Before anything is timed they must agree on the loss and
+on the gradient norm of every batch; then they take turns.
+
+    python benchmarks/throughput.py --data DIR --out benchmarks/results/throughput.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from layouts import padded_batches, shape_name, slots, useful
+from machine import CpuUse, hardware, threads, versions
+
+from aromni_jax import data, store
+from aromni_jax.cli.train import codebook
+from aromni_jax.config import MeshConfig, RunConfig, load_config
+from aromni_jax.data import Batch
+from aromni_jax.errors import UserError
+from aromni_jax.model import Params, parameter_counts
+from aromni_jax.parallel import batch_sharding, make_mesh
+from aromni_jax.training import make_optimizer, make_state, make_train_step
+from aromni_jax.training.metrics import summary
+from aromni_jax.vocabulary import JointVocabulary
+
+CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "numbers.py"
+LOSS_TOLERANCE = 1e-4  # absolute, nats
+NORM_TOLERANCE = 1e-3  # of the gradient norm, relative
+BUSY = 0.05  # share of the CPU used by others from which on the figures are not to be quoted
+PADDED_ROWS = 16  # the reference pads 2 examples on each of 8 devices to one length
+SAMPLED = 64  # packed batches whose examples the padded ones stand for
+PACKAGES = ("aromni_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
+
+Say = Callable[[str], None]
+
+
+class Side(Protocol):
+    """One of the programs that are compared."""
+
+    name: str
+
+    def restart(self) -> None:
+        """Back to the starting weights, with a fresh optimiser."""
+
+    def step(self, batch: Batch) -> None:
+        """One optimiser step; need not be done on return."""
+
+    def outcome(self) -> tuple[float, float]:
+        """Wait for the steps; loss and gradient norm of the last one."""
+
+
+class Ours:
+    """`training.make_train_step`, as the training loop runs it, on one CPU device; metrics are computed all along."""
+
+    name = "aromni_jax"
+
+    def __init__(self, config: RunConfig, vocabulary: JointVocabulary, codebook_kc: np.ndarray) -> None:
+        self._config = config
+        self._mesh = make_mesh(MeshConfig(fsdp=1), jax.devices("cpu")[:1])
+        self._rows, whole = batch_sharding(self._mesh), NamedSharding(self._mesh, PartitionSpec())
+        self._codebook_kc = jax.device_put(codebook_kc, whole)
+        optimizer = make_optimizer(config.optimizer, config.train.steps)
+        self._make = jax.jit(functools.partial(make_state, config.model, optimizer), out_shardings=whole)
+        train_step = make_train_step(config, vocabulary, optimizer)
+        self._step = jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
+        self.restart()
+
+    def restart(self) -> None:
+        self._state = self._make(jax.random.key(self._config.train.seed))
+
+    @property
+    def params(self) -> Params:
+        """Weights as they are now, on the host."""
+        return jax.device_get(self._state.params)
+
+    @property
+    def programs(self) -> int:
+        """How often the step was compiled; once per shape of batch."""
+        return self._step._cache_size()
+
+    def step(self, batch: Batch) -> None:
+        with jax.set_mesh(self._mesh):
+            self._state, self._metrics = self._step(self._state, jax.device_put(batch, self._rows), self._codebook_kc)
+
+    def outcome(self) -> tuple[float, float]:
+        jax.block_until_ready(self._state)
+        values = summary(jax.device_get(self._metrics), self._config.loss.perceptual_weight)
+        return values["loss"], values["grad_norm"]
+
+
+def benchmark_config(data_path: str) -> RunConfig:
+    """configs/numbers.py:demo at a constant learning rate, so that both sides take the same steps."""
+    overrides = [f'data.path="{data_path}"', "optimizer.warmup_steps=0", "optimizer.decay=constant"]
+    return load_config(f"{CONFIG}:demo", overrides)
+
+
+def both_sides(config: RunConfig, vocabulary: JointVocabulary, codebook_kc: np.ndarray) -> tuple[Ours, Side]:
+    """Ours and the peer, with the same starting weights; UserError without PyTorch."""
+    try:
+        import torch
+        from torch_peer import TorchPeer
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UserError("the peer needs PyTorch: pip install -e '.[torch]', or run `make bench`") from None
+    torch.set_num_threads(threads())
+    ours = Ours(config, vocabulary, codebook_kc)
+    return ours, TorchPeer(config, vocabulary, ours.params, codebook_kc)
+
+
+def check_agreement(sides: Sequence[Side], batches: Sequence[Batch], say: Say) -> dict[str, float]:
+    """The first step on each batch, from the starting weights; compiles ours for every shape.
+
+    Returns:
+      The largest difference of the losses and the largest relative one of the gradient norms.
+
+    Raises:
+      UserError: a difference is above its tolerance.
+    """
+    worst = {"loss_difference": 0.0, "gradient_norm_difference": 0.0}
+    for number, batch in enumerate(batches, 1):
+        started = time.perf_counter()
+        outcomes = []
+        for side in sides:
+            side.restart()
+            side.step(batch)
+            outcomes.append(side.outcome())
+        (loss, norm), (peer_loss, peer_norm) = outcomes
+        differences = abs(loss - peer_loss), abs(norm - peer_norm) / peer_norm
+        shape = " x ".join(map(str, batch.tokens.shape))
+        say(f"check {number}/{len(batches)}: {shape}, loss {loss:.6f}, {time.perf_counter() - started:.0f} s")
+        # Written so that a NaN does not pass.
+        if not (differences[0] <= LOSS_TOLERANCE and differences[1] <= NORM_TOLERANCE):
+            names = " and ".join(side.name for side in sides)
+            raise UserError(
+                f"{names} do not compute the same on the batch of {shape}: loss {loss:.6f} and {peer_loss:.6f}, "
+                f"gradient norm {norm:.6f} and {peer_norm:.6f}; nothing was timed"
+            )
+        for name, difference in zip(worst, differences, strict=True):
+            worst[name] = max(worst[name], difference)
+    for side in sides:
+        side.restart()
+    return worst
+
+
+def seconds(side: Side, batches: Sequence[Batch]) -> float:
+    """Wall-clock seconds of one step on each batch, after one that is not counted: caches and threads change hands."""
+    side.step(batches[0])
+    side.outcome()
+    started = time.perf_counter()
+    for batch in batches:
+        side.step(batch)
+    side.outcome()
+    return time.perf_counter() - started
+
+
+def measure(
+    sides: Sequence[Side], layouts: dict[str, list[Batch]], repeats: int, say: Say
+) -> dict[str, dict[str, list[float]]]:
+    """Layout -> side -> seconds of each repeat. Sides take turns, and who is first changes with every repeat."""
+    times: dict[str, dict[str, list[float]]] = {layout: {side.name: [] for side in sides} for layout in layouts}
+    for repeat in range(repeats):
+        for layout, batches in layouts.items():
+            for side in sides if repeat % 2 == 0 else reversed(sides):
+                times[layout][side.name].append(seconds(side, batches))
+        done = [
+            f"{layout} {' / '.join(f'{slots(batches) / times[layout][side.name][-1]:,.0f}' for side in sides)}"
+            for layout, batches in layouts.items()
+        ]
+        say(f"repeat {repeat + 1}/{repeats}, {' / '.join(side.name for side in sides)}, tokens/s: {'; '.join(done)}")
+    return times
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, extremes, and the values themselves."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": list(values)}
+
+
+def table_rows(layouts: dict[str, list[Batch]], times: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
+    """One row per side and layout, ours first; ratios are taken repeat by repeat. Last, each side at its own layout."""
+    rows = []
+    for layout, batches in layouts.items():
+        peer = list(times[layout])[-1]
+        for side, taken in times[layout].items():
+            ratios = [b / a for a, b in zip(taken, times[layout][peer], strict=True)]
+            rows.append(
+                {
+                    "what": f"{side}, {layout}",
+                    "batch": shape_name(batches),
+                    "tokens_per_second": spread([slots(batches) / t for t in taken]),
+                    "useful_tokens_per_second": spread([useful(batches) / t for t in taken]),
+                    "ratio": spread(ratios) if side != peer else None,
+                }
+            )
+    ours, theirs = rows[0], rows[-1]
+    useful_rates = (row["useful_tokens_per_second"]["values"] for row in (ours, theirs))
+    rows.append(
+        {
+            "what": f"useful tokens: {ours['what']} : {theirs['what']}",
+            "batch": None,
+            "tokens_per_second": None,
+            "useful_tokens_per_second": None,
+            "ratio": spread([a / b for a, b in zip(*useful_rates, strict=True)]),
+        }
+    )
+    return rows
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table, with what has to be known to read it."""
+
+    def cell(value: dict[str, Any] | None, form: str) -> str:
+        if value is None:
+            return ""
+        median, low, high = (form.format(value[key]) for key in ("median", "min", "max"))
+        return f"{median} ({low}..{high})"
+
+    lines = [
+        "| what | batch | tokens/s | useful tokens/s | ours / PyTorch |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        rates = (cell(row[key], "{:,.0f}") for key in ("tokens_per_second", "useful_tokens_per_second"))
+        lines.append(f"| {row['what']} | {row['batch'] or ''} | {' | '.join(rates)} | {cell(row['ratio'], '{:.2f}')} |")
+    machine, run, check = result["hardware"], result["run"], result["check"]
+    others = machine["cpu_share_of_others"]
+    sentences = [
+        f"Median (lowest..highest) of {run['repeats']} repeats of {run['steps']} steps; ratios repeat by repeat.",
+        f"{run['parameters']:,} parameters, float32; data loading excluded.",
+        f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads each; {result['date']};",
+        f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}.",
+        f"Before the timing both had the same loss on every batch (largest difference {check['loss_difference']:.1e}).",
+    ]
+    if others is not None:
+        sentences.append(f"Meanwhile other programs used {others:.1%} of the CPU.")
+    lines += ["", "\n".join(sentences)]
+    if others is not None and others > BUSY:
+        lines += ["", "**The machine was busy: these figures are not to be quoted.**"]
+    return "\n".join(lines) + "\n"
+
+
+def run(data_path: str, batch_count: int, repeats: int, say: Say) -> dict[str, Any]:
+    """Everything that the JSON file holds."""
+    config = benchmark_config(data_path)
+    vocabulary = data.read_manifest(data_path).vocabulary
+    if vocabulary.size != config.model.vocab_size:
+        raise UserError(f"{data_path}: {vocabulary.size} ids, but {CONFIG.name} has {config.model.vocab_size}")
+    stream = data.batches(config.data, config.loss, vocabulary)
+    packed = [next(stream) for _ in range(max(SAMPLED, batch_count))]
+    layouts = {
+        "packed rows": packed[:batch_count],
+        "padded": padded_batches(packed, PADDED_ROWS, batch_count, vocabulary.pad),
+    }
+    for layout, batches in layouts.items():
+        say(f"{layout}: {len(batches)} batches of {shape_name(batches)}, {useful(batches) / slots(batches):.1%} useful")
+    sides = both_sides(config, vocabulary, codebook(config))
+    check = check_agreement(sides, [batch for batches in layouts.values() for batch in batches], say)
+    cpu = CpuUse()
+    compiled = sides[0].programs
+    times = measure(sides, layouts, repeats, say)
+    if sides[0].programs != compiled:
+        raise UserError("a step was compiled again while it was being timed; the figures are worthless")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": hardware() | {"cpu_share_of_others": cpu.share_of_others()},
+        "versions": versions(PACKAGES),
+        "run": {
+            "repeats": repeats,
+            "steps": batch_count,
+            "parameters": parameter_counts(config.model)["total"],
+            "config": config.to_dict(),
+        },
+        "check": check | {"last_loss": {side.name: side.outcome()[0] for side in sides}},
+        "rows": table_rows(layouts, times),
+    }
+
+
+def main() -> int:
+    """Exit code 0, or 1 with one line of reason."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, metavar="DIR", help="made by `aromni prepare numbers --out DIR`")
+    parser.add_argument("--out", required=True, type=pathlib.Path, metavar="FILE.json", help="a .md goes beside it")
+    parser.add_argument("--batches", type=positive, default=8, metavar="N", help="batches per layout and repeat (8)")
+    parser.add_argument("--repeats", type=positive, default=11, metavar="N", help="turns of each side (11)")
+    args = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    started = time.perf_counter()
+
+    def say(line: str) -> None:
+        print(f"[{time.perf_counter() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
+
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        result = run(args.data, args.batches, args.repeats, say)
+        store.write_json(args.out, result)
+        table = markdown(result)
+        partial = args.out.with_suffix(".md.partial")
+        partial.write_text(f"# Training throughput\n\n{table}")
+        partial.replace(args.out.with_suffix(".md"))
+    except (UserError, OSError) as error:
+        print(f"throughput: {error}", file=sys.stderr)
+        return 1
+    print(table, end="")
+    return 0
+
+
+def positive(text: str) -> int:
+    """Argument type."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())
