@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, TypeAlias
 
 import jax
-import numpy as np
+
+Array: TypeAlias = Any  # numpy on the host, jax.Array on devices and inside the step
 
 
 @jax.tree_util.register_dataclass
@@ -22,8 +24,8 @@ class Batch:
       task_ids: int32; the example's index in `vocabulary.TASKS`, 0 on padding.
     """
 
-    tokens: np.ndarray
-    loss_weights: np.ndarray
-    segment_ids: np.ndarray
-    positions: np.ndarray
-    task_ids: np.ndarray
+    tokens: Array
+    loss_weights: Array
+    segment_ids: Array
+    positions: Array
+    task_ids: Array

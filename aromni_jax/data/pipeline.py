@@ -83,12 +83,12 @@ def batches(
     _mark_flags_parsed()
     mine = slice(process_index, None, process_count)
     if config.packing == "offline":
-        source = {name: RowSource(file, vocabulary, config.sequence_length, bad) for name, file in files.items()}
-        dataset = _mixed(config, source).batch(local)[mine].map(to_batch)
+        rows = {name: RowSource(file, vocabulary, config.sequence_length, bad) for name, file in files.items()}
+        dataset = _mixed(config, rows).batch(local)[mine].map(to_batch)
         return _OfflineBatches(dataset, bad, config.prefetch, start_step)
-    source = {name: ExampleSource(file, vocabulary, config.sequence_length, bad) for name, file in files.items()}
+    examples = {name: ExampleSource(file, vocabulary, config.sequence_length, bad) for name, file in files.items()}
     packed = grain.experimental.FirstFitPackIterDataset(
-        _mixed(config, source)[mine].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
+        _mixed(config, examples)[mine].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
         length_struct=dict.fromkeys(("tokens", "roles", "task_ids"), config.sequence_length),
         num_packing_bins=_BINS_PER_ROW * local,
         seed=config.seed,
@@ -182,7 +182,7 @@ class _BatchMaker:
 
     def __call__(self, rows: Arrays) -> Batch:
         # Online packing names the segments after the feature, and pads with 0.
-        segment_ids_bs = rows.get("segment_ids", rows.get("tokens_segment_ids")).astype(np.int32)
+        segment_ids_bs = rows["segment_ids" if "segment_ids" in rows else "tokens_segment_ids"].astype(np.int32)
         real_bs = segment_ids_bs > 0
         return Batch(
             tokens=np.where(real_bs, rows["tokens"], self._pad).astype(np.int32),

@@ -55,12 +55,13 @@ class _Worker(threading.Thread):
 
     def run(self) -> None:
         while not self.stopped.is_set():
+            item, stop = None, None
             try:
-                made = (next(self._items), None)
-            except BaseException as error:
-                made = (None, error)
-            self._put(made)
-            if made[1] is not None:
+                item = next(self._items)
+            except BaseException as error:  # StopIteration too: it is raised where the next item would have come
+                stop = error
+            self._put((item, stop))
+            if stop is not None:
                 return
 
     def _put(self, made: tuple) -> None:

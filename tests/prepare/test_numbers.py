@@ -236,3 +236,24 @@ def test_the_command_with_the_shipped_codecs(tmp_path, capsys):
     assert set(manifest["codecs"]) == {"text", "image", "speech"} and manifest["statistics"]["seconds"] > 0
     assert main([*words, "--mixture", "chat"]) == 1
     assert capsys.readouterr().err == "aromni: --mixture chat: write it as TASK=SHARE, such as chat=0.5\n"
+
+
+def test_each_split_is_composed_of_its_own_media(tmp_path, fake_codecs, monkeypatch):
+    asked = collections.Counter()
+
+    def spied(name, real):
+        def compose(self, string, rng, *, split):
+            asked[name, split] += 1
+            assert string in self.strings(split)
+            return real(self, string, rng, split=split)
+
+        return compose
+
+    for name in ("utterance", "picture"):
+        monkeypatch.setattr(NumbersWorld, name, spied(name, getattr(NumbersWorld, name)))
+    manifest = prepare_numbers(tmp_path / "data", codecs=fake_codecs, progress=False, **SIZES)
+    assert asked == {
+        (name, split): manifest.statistics[split][f"{name}s"]
+        for name in ("utterance", "picture")
+        for split in ("train", "test")
+    }
