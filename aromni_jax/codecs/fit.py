@@ -94,8 +94,9 @@ def fit(task: Task, batches: Iterator[Batch], config: FitConfig) -> tuple[vq.Par
     def vectors(params: vq.Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         return task.encode(vq.with_params(task.build, params), batch)
 
-    params = vq.pure(task.build(nnx.Rngs(config.seed)))
-    moments, book, losses = optimizer.init(params), None, []
+    params = vq.init(task.build, config.seed)
+    moments, losses = optimizer.init(params), []
+    book: vq.Params | None = None
     free = round(config.steps * config.free_share)
     keys = iter(jax.random.split(jax.random.key(config.seed), config.steps + 1))
     bar = tqdm(range(config.steps), desc="codec", file=sys.stderr, mininterval=2.0)
@@ -106,16 +107,16 @@ def fit(task: Task, batches: Iterator[Batch], config: FitConfig) -> tuple[vq.Par
         losses.append(loss)
         if index % 20 == 19:
             bar.set_postfix(loss=f"{float(np.mean(losses[-20:])):.4f}", refresh=False)
+    assert book is not None, "free_share below 1 and at least one step"
     return {"net": params, "codebook": vq.codebook_of(book)}, [float(loss) for loss in losses]
 
 
 def _first_codebook(
     vectors: Callable[[Batch], tuple[jax.Array, jax.Array]], batches: Iterator[Batch], codes: int, key: jax.Array
 ) -> vq.Params:
-    found, per_step = [], 0
-    while sum(map(len, found)) < _KMEANS_VECTORS:
+    found: list[np.ndarray] = []
+    while sum(len(z) for z in found) < _KMEANS_VECTORS:
         z, counts = map(np.asarray, vectors(next(batches)))
         found.append(z[counts > 0])
-        per_step = len(found[-1])
     x_ne = jnp.asarray(np.concatenate(found)[:_KMEANS_VECTORS])
-    return vq.codebook_state(vq.kmeans(key, x_ne, codes), float(per_step))
+    return vq.codebook_state(vq.kmeans(key, x_ne, codes), float(len(found[-1])))

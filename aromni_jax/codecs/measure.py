@@ -74,7 +74,7 @@ def round_trip(codec: SpeechCodec, waves: list[np.ndarray]) -> tuple[list[np.nda
     wave_bn = np.zeros((len(waves), max(lengths)), np.float32)
     for row, wave in zip(wave_bn, waves, strict=True):
         row[: len(wave)] = wave
-    codes = codec.encode(wave_bn, lengths)
+    codes = list(codec.encode(wave_bn, lengths))
     return codes, [wave[:length] for wave, length in zip(codec.decode(codes), lengths, strict=True)]
 
 

@@ -16,7 +16,7 @@ def _hann(window: int) -> np.ndarray:
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)).astype(np.float32)
 
 
-def stft(wave_bn: jax.Array, hop: int, window: int) -> jax.Array:
+def stft(wave_bn: jax.Array | np.ndarray, hop: int, window: int) -> jax.Array:
     """float32 [b, n], n a multiple of `hop` -> complex64 [b, n / hop, window / 2 + 1], periodic Hann window."""
     pad = (window - hop) // 2
     hops = jnp.pad(wave_bn, ((0, 0), (pad, window - hop - pad))).reshape(wave_bn.shape[0], -1, hop)
@@ -42,20 +42,21 @@ def _overlap_add(frames_bfw: jax.Array, hop: int) -> jax.Array:
     batch, frames, window = frames_bfw.shape
     count = window // hop
     parts = frames_bfw.reshape(batch, frames, count, hop)
-    total = sum(
-        jnp.pad(parts[:, :, part], ((0, 0), (part, count - 1 - part), (0, 0))) for part in range(count)
-    ).reshape(batch, -1)
+    shifted = [jnp.pad(parts[:, :, part], ((0, 0), (part, count - 1 - part), (0, 0))) for part in range(count)]
+    total = jnp.sum(jnp.stack(shifted), axis=0).reshape(batch, -1)
     pad = (window - hop) // 2
     return total[:, pad : pad + frames * hop]
 
 
 def griffin_lim(
-    magnitude_bfq: jax.Array, hop: int, window: int, mask_bf1: jax.Array, rounds: int, momentum: float = 0.99
+    magnitude_bfq: jax.Array, hop: int, window: int, mask_bf1: jax.Array, rounds: int, momentum: float = 0.5
 ) -> jax.Array:
     """A wave whose spectrum has about these magnitudes -> float32 [b, f * hop].
 
-    Fast Griffin-Lim (Perraudin et al. 2013). Starts from the phases that steady tones at the bins' centres would have,
-    with a fixed scatter over bins: no random numbers, hence the same wave for the same codes in any batch.
+    Fast Griffin-Lim (Perraudin et al. 2013). Their momentum of 0.99 comes closer to given magnitudes, but to a judge's
+    ear it is no better on those of a decoder, and it enlarges rounding errors tenfold. Starts from the phases that
+    steady tones at the bins' centres would have, with a fixed scatter over bins: no random numbers, hence the same
+    wave for the same codes in any batch.
     """
     frames, bins = magnitude_bfq.shape[1:]
     advance = np.outer(np.arange(frames), np.arange(bins)) * (hop / window)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -94,7 +94,7 @@ class SpeechNet(nnx.Module):
         return out.reshape(out.shape[0], -1, self.config.window // 2 + 1)
 
 
-def log_magnitude(wave_bn: jax.Array, config: SpeechConfig) -> jax.Array:
+def log_magnitude(wave_bn: jax.Array | np.ndarray, config: SpeechConfig) -> jax.Array:
     """float32 [b, n] -> natural logarithm of the magnitudes at one loudness, [b, n / frame, window / 2 + 1].
 
     The level of an utterance is the mean over frames, weighted with their power, of the logarithm of the power: silence
@@ -202,7 +202,7 @@ class SpeechCodec:
             raise UserError(f"speech must be an array [rows, samples] with samples, not {list(wave_bn.shape)}")
         if wave_bn.dtype.kind != "f":
             raise UserError(f"speech has type {wave_bn.dtype}; give floats in [-1, 1]")
-        samples_b = self._lengths(lengths, *wave_bn.shape, "samples")
+        samples_b = self._lengths(lengths, wave_bn, "samples")
         wave_bn = np.where(np.arange(wave_bn.shape[1]) < samples_b[:, None], wave_bn, 0).astype(np.float32)
         if not np.isfinite(wave_bn).all():
             raise UserError("speech holds NaN or infinite values")
@@ -217,20 +217,22 @@ class SpeechCodec:
         Raises UserError: a code out of range, another shape, a length outside 0..T.
         """
         if not isinstance(codes, np.ndarray) and lengths is None:
+            lengths = [len(row) for row in codes]
+            width = max(lengths, default=0)
             rows = [vq.check_codes(row, self.num_codes, "speech") for row in codes]
-            lengths = [len(row) for row in rows]
-            codes = np.zeros((len(rows), max(lengths, default=0)), np.int32)
-            for row, values in zip(codes, rows, strict=True):
-                row[: len(values)] = values
+            codes = np.zeros((len(rows), width), np.int32)
+            for padded, row in zip(codes, rows, strict=True):
+                padded[: len(row)] = row
         codes_bt = vq.check_codes(codes, self.num_codes, "speech")
         if codes_bt.ndim != 2:
             raise UserError(f"speech codes must be [rows, tokens], not {list(codes_bt.shape)}")
-        tokens_b = self._lengths(lengths, *codes_bt.shape, "codes")
-        rows = self._run(_decode, codes_bt, tokens_b, 1)
-        rows = [row[: tokens * self.hop] for row, tokens in zip(rows, tokens_b, strict=True)]
-        return rows if lengths is not None else np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+        tokens_b = self._lengths(lengths, codes_bt, "codes")
+        waves = self._run(_decode, codes_bt, tokens_b, 1)
+        waves = [wave[: tokens * self.hop] for wave, tokens in zip(waves, tokens_b, strict=True)]
+        return waves if lengths is not None else np.stack(waves) if waves else np.zeros((0, 0), np.float32)
 
-    def _lengths(self, lengths: Sequence[int] | None, rows: int, size: int, what: str) -> np.ndarray:
+    def _lengths(self, lengths: Sequence[int] | None, data_bn: np.ndarray, what: str) -> np.ndarray:
+        rows, size = data_bn.shape
         lengths_b = np.full(rows, size) if lengths is None else np.asarray(lengths, np.int64)
         smallest = 1 if what == "samples" else 0
         if lengths_b.shape != (rows,) or (rows and not smallest <= lengths_b.min() <= lengths_b.max() <= size):
@@ -239,9 +241,11 @@ class SpeechCodec:
             )
         return lengths_b
 
-    def _run(self, function, data_bn: np.ndarray, tokens_b: np.ndarray, per_token: int) -> list[np.ndarray]:
+    def _run(
+        self, function: Callable[..., jax.Array], data_bn: np.ndarray, tokens_b: np.ndarray, per_token: int
+    ) -> list[np.ndarray]:
         """Runs a jitted function on batches padded to a few sizes, longest rows together -> one array per row."""
-        results: list[np.ndarray] = [None] * len(data_bn)
+        results = [np.empty(0)] * len(data_bn)
         order = np.argsort(-tokens_b, kind="stable")
         for start in range(0, len(order), _LARGEST_BATCH):
             rows = order[start : start + _LARGEST_BATCH]

@@ -115,7 +115,7 @@ def _crops(logs: Sequence[np.ndarray], config: SpeechConfig, seed: int, batch: i
         log_bfq = np.zeros((batch, frames, bins), np.float32)
         mask_bt1 = np.zeros((batch, _CROP_TOKENS, 1), np.float32)
         for row in range(batch):
-            source = logs[rng.integers(len(logs))]
+            source = logs[int(rng.integers(len(logs)))]
             start = rng.integers(max(1, len(source) - frames + 1))
             piece = source[start : start + frames]
             tokens = len(piece) // config.frames_per_token

@@ -10,8 +10,8 @@ revival of unused codes, Dhariwal et al. 2020 (Jukebox, section 3.1).
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from flax import nnx
 from aromni_jax.errors import UserError
 
 Params = dict[str, Any]
+Net = TypeVar("Net", bound=nnx.Module)
 
 
 class Residual(nnx.Module):
@@ -114,10 +115,10 @@ def perplexity(codes: np.ndarray, num_codes: int) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def check_codes(codes: np.ndarray, num_codes: int, what: str) -> np.ndarray:
+def check_codes(codes: np.ndarray | Sequence, num_codes: int, what: str) -> np.ndarray:
     """int32 copy of codes; UserError unless they are whole numbers in [0, num_codes)."""
     codes = np.asarray(codes)
-    if codes.dtype.kind not in "iu":
+    if codes.dtype.kind not in "iu" and codes.size:
         raise UserError(f"{what} codes must be whole numbers, not {codes.dtype}")
     if codes.size and not (codes.min() >= 0 and codes.max() < num_codes):
         bad = codes[(codes < 0) | (codes >= num_codes)].ravel()[0]
@@ -135,16 +136,16 @@ def bucket(size: int, smallest: int = 1) -> int:
     return power
 
 
-def pure(module: nnx.Module) -> Params:
-    """The parameters of a module as nested dicts with string keys."""
-    return _string_keys(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+def init(build: Callable[[nnx.Rngs], nnx.Module], seed: int) -> Params:
+    """Fresh parameters of the module that `build` makes, as nested dicts with string keys."""
+    return _string_keys(jax.jit(lambda: nnx.to_pure_dict(nnx.state(build(nnx.Rngs(seed)), nnx.Param)))())
 
 
 def _string_keys(tree: Any) -> Any:
     return {str(key): _string_keys(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
-def with_params(build: Callable[[nnx.Rngs], nnx.Module], params: Params) -> nnx.Module:
+def with_params(build: Callable[[nnx.Rngs], Net], params: Params) -> Net:
     """The module that `build` makes, holding `params` (arrays or tracers; nothing is initialised).
 
     Raises UserError when names or shapes are not those of the module.

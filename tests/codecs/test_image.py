@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 from aromni_jax.codecs import ImageCodec, folder, vq
@@ -168,7 +167,7 @@ def test_no_such_codec():
 def test_colour_and_other_sizes():
     """Nothing in the code is bound to the numbers world."""
     config = ImageConfig(height=16, width=8, channels=3, patch=4, kernel=6, context=1, dim=8, codes=5, embed=3)
-    net = vq.pure(ImageNet(config, rngs=nnx.Rngs(0)))
+    net = vq.init(lambda rngs: ImageNet(config, rngs=rngs), seed=0)
     params = {"net": net, "codebook": jax.random.normal(jax.random.key(0), (5, 3))}
     codec = ImageCodec(config, params, "x")
     codes = codec.encode(np.random.default_rng(0).integers(0, 256, (2, 16, 8, 3), np.uint8))

@@ -75,8 +75,9 @@ def test_rows_give_what_they_give_alone(codec, waves):
         assert alone.shape == (len(codes[index]) * 400,)
         np.testing.assert_allclose(decoded[index], alone, atol=5e-4)
         np.testing.assert_allclose(with_lengths[index], alone, atol=5e-4)
-    without_lengths = codec.decode(array)
-    assert np.abs(without_lengths[0, : len(decoded[0])] - decoded[0]).max() > 1e-2, "lengths must matter"
+    shortest = min(range(6), key=lambda index: len(codes[index]))
+    without_lengths = codec.decode(array)[shortest, : len(decoded[shortest])]
+    assert np.abs(without_lengths - decoded[shortest]).max() > 2e-3, "lengths must matter"
 
 
 def test_many_rows_keep_their_order(codec, waves):
@@ -142,7 +143,7 @@ def test_bad_codes(codec):
 
 def test_nothing_to_decode(codec):
     assert codec.decode([]) == []
-    waves = codec.decode([np.zeros(0, np.int32), np.zeros(2, np.int32)])
+    waves = codec.decode([[], np.zeros(2, np.int32)])
     assert [len(wave) for wave in waves] == [0, 800]
 
 
