@@ -110,7 +110,7 @@ def _fit_lines(seed):
         encode=lambda net, batch: (net.inward(batch["x"]), jnp.ones(64)),
         loss=lambda net, z, batch: jnp.mean((net.outward(z) - batch["x"]) ** 2),
     )
-    return fit(task, batches(), FitConfig(steps=100, peak_lr=3e-2, warmup=10, seed=seed))
+    return fit(task, batches(), FitConfig(steps=250, peak_lr=3e-2, warmup=10, seed=seed))
 
 
 def test_a_fit_learns_and_is_reproducible():
