@@ -18,13 +18,14 @@ from aromni_jax.cli.generate import (
     read_jsonl,
     read_options,
     read_part,
+    read_speech,
     write_json,
     write_reply,
 )
 from aromni_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from aromni_jax.tasks import Assistant, Options, Part
+    from aromni_jax.tasks import Assistant, Options, Part, Speech
 
 EXAMPLE = "aromni chat --model numbers --out runs/chat"
 
@@ -169,13 +170,13 @@ def _turn_parts(assistant: Assistant, turn: Any, base: pathlib.Path) -> list[Par
     if turn.get("text") is not None:  # wins over a recording, as in the reference
         parts.append(read_part(assistant, "text", turn["text"]))
     elif wav is not None:
-        parts.append(_with_silence(assistant, read_part(assistant, "audio", str(base / wav)), turn))
+        parts.append(_with_silence(assistant, read_speech(assistant, str(base / wav)), turn))
     else:
         raise UserError("a turn needs text or wav_path")
     return parts
 
 
-def _with_silence(assistant: Assistant, speech: Part, turn: dict[str, Any]) -> Part:
+def _with_silence(assistant: Assistant, speech: Speech, turn: dict[str, Any]) -> Speech:
     """Codes of silence before and behind an utterance, encoded on their own (SPEC 6.9)."""
     import numpy as np
 
@@ -186,7 +187,7 @@ def _with_silence(assistant: Assistant, speech: Part, turn: dict[str, Any]) -> P
         seconds = turn.get(field, 0)
         if not isinstance(seconds, int | float) or not 0 <= seconds <= 60:
             raise UserError(f"{field} must be seconds between 0 and 60, got {seconds!r}")
-        samples = round(seconds * assistant.speech_codec.sample_rate)
+        samples = round(seconds * assistant.sample_rate)
         if samples:
             pieces.insert(place, assistant.hear([np.zeros(samples, np.float32)])[0].codes)
     return Speech(np.concatenate(pieces))
@@ -242,6 +243,7 @@ def _answer(
         elif isinstance(event, Done):
             done = event
     print()
+    assert done is not None, "every stream ends with Done"
     reply, history = assistant.chat_reply(history, parts, None, done)
     record = write_reply(assistant, reply, folder, "reply")
     for name in record["files"]:

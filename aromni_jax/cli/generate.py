@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aromni_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from aromni_jax.tasks import Assistant, Options, Part, Reply
+    from aromni_jax.tasks import Assistant, Options, Part, Reply, Speech
 
 EXAMPLE = 'aromni generate tts --model numbers --input "four two" --out runs/speech'
 
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
 
 def read_part(assistant: Assistant, kind: str, value: str) -> Part:
     """One input: kind "text" takes the text itself, "audio" and "image" a path."""
-    from aromni_jax.codecs import read_audio, read_image
+    from aromni_jax.codecs import read_image
     from aromni_jax.tasks import Text
 
     if kind == "text":
@@ -127,8 +127,15 @@ def read_part(assistant: Assistant, kind: str, value: str) -> Part:
             raise UserError("the text is empty")
         return Text(value)
     if kind == "audio":
-        return assistant.hear([read_audio(value, assistant.speech_codec.sample_rate)])[0]
+        return read_speech(assistant, value)
     return assistant.look([read_image(value)])[0]
+
+
+def read_speech(assistant: Assistant, path: str) -> Speech:
+    """A sound file as speech codes."""
+    from aromni_jax.codecs import read_audio
+
+    return assistant.hear([read_audio(path, assistant.sample_rate)])[0]
 
 
 def write_reply(assistant: Assistant, reply: Reply, folder: pathlib.Path, name: str) -> dict[str, Any]:

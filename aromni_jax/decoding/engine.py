@@ -26,9 +26,14 @@ from aromni_jax.vocabulary import JointVocabulary
 class Model(Protocol):
     """What the engine needs of a loaded model."""
 
-    params: Params
-    config: ModelConfig
-    vocabulary: JointVocabulary
+    @property
+    def params(self) -> Params: ...
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def vocabulary(self) -> JointVocabulary: ...
 
 
 class Engine:
@@ -219,17 +224,18 @@ class _Row:
         self.tokens: list[int] = []
         self._limit = limits.max_new_tokens
         self._states: list[int] = []
-        self._first_token = self._first_audio = self._total = None
+        self._first_token = self._total = 0.0
+        self._first_audio: float | None = None
 
     def extend(self, tokens: np.ndarray, states: np.ndarray, now: float) -> None:
         """Take in new tokens that were ready at `now`."""
         if not len(tokens):
             return
+        if not self.tokens:
+            self._first_token = now
         self.tokens += tokens.tolist()
         self._states += states.tolist()
         self._total = now
-        if self._first_token is None:
-            self._first_token = now
         if self._first_audio is None and State.SPEECH in states:
             self._first_audio = now
 

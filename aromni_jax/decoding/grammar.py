@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aromni_jax.errors import UserError
-from aromni_jax.vocabulary import JointVocabulary
+from aromni_jax.vocabulary import IdRange, JointVocabulary
 
 
 class State(enum.IntEnum):
@@ -200,6 +200,11 @@ class Grammar:
         ):
             new = jnp.where(tokens_b == token, state, new)
         return step(grammar, new, self.vocabulary, tokens_b)
+
+
+def within(span: IdRange, ids: jax.Array) -> jax.Array:
+    """bool, shape of `ids`: which lie in the range."""
+    return (ids >= span.start) & (ids < span.stop)
 
 
 def initial_state(state_b: jax.Array, idle_b: jax.Array) -> GrammarState:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aromni_jax.decoding.grammar import State
+from aromni_jax.decoding.grammar import State, within
 from aromni_jax.errors import UserError
 from aromni_jax.model import KVCache
 from aromni_jax.vocabulary import JointVocabulary
@@ -81,7 +81,7 @@ def plan(
     """
     side: list[tuple[int, _Reads, list[int]]] = []
     rows = np.full((len(prompts), 2), -1, np.int32)
-    weights = np.tile(np.float32([1, 0, 0]), (len(prompts), 1))
+    weights = np.tile(np.asarray([1, 0, 0], np.float32), (len(prompts), 1))
     v = vocabulary
     for b, (prompt, scales) in enumerate(zip(prompts, guidance, strict=True)):
         if scales is None or not may_draw[b]:
@@ -116,18 +116,18 @@ def reading(
     """Tokens for all rows, and which rows take them in: int32 [R], bool [R]."""
     v = vocabulary
     tokens_r = tokens_b[branches.source_r]
-    code = v.image.mask(tokens_r)
+    code = within(v.image, tokens_r)
     picture = code | (tokens_r == v.boi) | (tokens_r == v.eoi)
     wanted = jnp.stack([jnp.ones_like(code), picture, code | (tokens_r == v.boi)])
     return tokens_r, wanted[branches.reads_r, jnp.arange(tokens_r.shape[0])] & live_b[branches.source_r]
 
 
 def forget_last_picture(
-    vocabulary: JointVocabulary, branches: Branches, cache: KVCache, tokens_r: jax.Array, prompt_length: int
+    vocabulary: JointVocabulary, branches: Branches, cache: KVCache, tokens_r: jax.Array, prompt_slots: jax.Array
 ) -> KVCache:
     """At boi, the rows that know only the picture being drawn go back to their prompt: [bos, boi] (SPEC 6.7)."""
     again_r = (branches.reads_r == _Reads.THIS_PICTURE) & (tokens_r == vocabulary.boi)
-    generated_t = jnp.arange(cache.length) >= prompt_length
+    generated_t = jnp.arange(cache.length) >= prompt_slots
     return dataclasses.replace(
         cache,
         segments_bt=jnp.where(again_r[:, None] & generated_t[None], 0, cache.segments_bt),

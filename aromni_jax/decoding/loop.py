@@ -76,14 +76,15 @@ def prefill(
     rows, slots = tokens_rp.shape
     real_rp = jnp.arange(slots)[None] >= slots - lengths_r[:, None]
     cache = KVCache.create(config, rows, cache_length)
-    hidden_rpd, cache = forward(params, config, tokens_rp, segment_ids_bs=real_rp.astype(jnp.int32), cache=cache)
+    hidden_rpd, filled = forward(params, config, tokens_rp, segment_ids_bs=real_rp.astype(jnp.int32), cache=cache)
+    assert filled is not None, "forward returns the cache it was given"
     batch = idle_b.shape[0]
     size = grammar.vocabulary.size
     seen_bv = jnp.zeros((batch, size), bool)
     # Padding is sent to an index past the vocabulary, which the scatter drops.
     ids_bp = jnp.where(real_rp, tokens_rp, size)[:batch]
     seen_bv = seen_bv.at[jnp.arange(batch)[:, None], ids_bp].set(True, mode="drop")
-    return Carry(cache, hidden_rpd[:, -1], grammar.start(rules, idle_b), seen_bv)
+    return Carry(filled, hidden_rpd[:, -1], grammar.start(rules, idle_b), seen_bv)
 
 
 @functools.partial(jax.jit, static_argnames=("length",))
@@ -139,13 +140,14 @@ def decode(
         if guided:
             tokens_r, reads_r = guide.reading(vocabulary, inputs.branches, tokens_b, live_b)
             cache = guide.forget_last_picture(vocabulary, inputs.branches, cache, tokens_r, inputs.prompt_slots)
-        hidden_r1d, cache = forward(
+        hidden_r1d, filled = forward(
             params, config, tokens_r[:, None], segment_ids_bs=reads_r[:, None].astype(jnp.int32), cache=cache
         )
+        assert filled is not None, "forward returns the cache it was given"
         # A row that does not read this token keeps the state from which its next logits come.
         hidden_rd = jnp.where(reads_r[:, None], hidden_r1d[:, 0], carry.hidden_rd)
         after = Carry(
-            cache,
+            filled,
             hidden_rd,
             grammar.advance(carry.grammar, inputs.rules, tokens_b),
             carry.seen_bv.at[rows_b, tokens_b].set(True),

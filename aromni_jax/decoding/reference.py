@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from aromni_jax.decoding.grammar import Grammar, GrammarState, Limits, Rules, State, initial_state, step
+from aromni_jax.decoding.grammar import Grammar, GrammarState, Limits, Rules, State, initial_state, step, within
 from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import JointVocabulary
 
@@ -47,7 +47,7 @@ class ReferenceGrammar(Grammar):
         """SPEC 6.5 steps 1 and 2; bool [B, V]."""
         v = self.vocabulary
         ids = jnp.arange(v.size)[None]
-        code = v.image.mask(ids)
+        code = within(v.image, ids)
         left_b = rules.limit_b - grammar.emitted_b
         boi_b = ~rules.allowed_bs[:, State.IMAGE] | (left_b > v.image_tokens + 2)
         text = ~code & ((ids != v.boi) | boi_b[:, None])

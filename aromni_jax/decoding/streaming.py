@@ -21,9 +21,10 @@ class TextDecoder(Protocol):
 class SpeechDecoder(Protocol):
     """What streaming needs of a speech codec: `hop` samples per code."""
 
-    hop: int
+    @property
+    def hop(self) -> int: ...
 
-    def decode(self, codes: np.ndarray) -> np.ndarray: ...
+    def decode(self, codes: np.ndarray) -> np.ndarray | list[np.ndarray]: ...
 
 
 class SpeechWindow:

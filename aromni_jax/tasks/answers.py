@@ -115,20 +115,20 @@ class Media:
 
     Attributes:
       text, transcript: as in `Answer`.
-      wave: float32 [n] mono at `sample_rate`, or None.
+      wave: float32 [n] mono at `sample_rate` hertz, or None (and 0).
       images: PIL images.
     """
 
     text: str
     transcript: str | None
     wave: np.ndarray | None
-    sample_rate: int | None
+    sample_rate: int
     images: tuple[PIL.Image.Image, ...]
 
 
 def to_media(answer: Answer, speech_codec: SpeechCodec | None, image_codec: ImageCodec | None) -> Media:
     """Decode an answer's codes; `UserError` if the codec for something it holds is missing."""
-    wave = sample_rate = None
+    wave, sample_rate = None, 0
     if answer.speech is not None:
         if speech_codec is None:
             raise UserError("the answer holds speech, but no speech codec is loaded")

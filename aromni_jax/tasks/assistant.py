@@ -186,6 +186,11 @@ class Assistant:
 
     # -- media <-> parts -----------------------------------------------------------------------------
 
+    @property
+    def sample_rate(self) -> int:
+        """Hertz, of the waves on both sides."""
+        return self._need(self.speech_codec, "speech").sample_rate
+
     def hear(self, waves: Sequence[np.ndarray]) -> list[Speech]:
         """float [n] waves at `speech_codec.sample_rate` -> speech codes."""
         codec = self._need(self.speech_codec, "speech")
@@ -212,10 +217,11 @@ class Assistant:
         )
 
     def _reply(self, prompt: Sequence[int], result: Result) -> Reply:
-        return Reply(prompt, result, read_answer(result.tokens, self.vocabulary, self.text_codec))
+        return Reply(prompt, result, read_answer(result.tokens.tolist(), self.vocabulary, self.text_codec))
 
     def _waves(self, replies: Sequence[Reply]) -> list[np.ndarray]:
-        return self._need(self.speech_codec, "speech").decode([reply.answer.speech.codes for reply in replies])
+        utterances = [reply.answer.speech or Speech(np.zeros(0, np.int32)) for reply in replies]
+        return self._need(self.speech_codec, "speech").decode([speech.codes for speech in utterances])
 
     def _pictures(self, replies: Sequence[Reply]) -> list[PIL.Image.Image]:
         codec = self._need(self.image_codec, "image")
