@@ -52,7 +52,10 @@ _TURN_FIELDS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
     parser.add_argument(
-        "--input", type=pathlib.Path, help="dialogs as JSON or JSONL instead of the terminal (fields: see README)"
+        "--input",
+        type=pathlib.Path,
+        help="dialogs as JSON or JSONL instead of the terminal: {dialog_id, turns}, or a list of turns; fields of a "
+        f"turn: {', '.join(_TURN_FIELDS)}",
     )
     parser.add_argument("--base-dir", type=pathlib.Path, help="what paths in the input are relative to (its folder)")
     parser.add_argument(
