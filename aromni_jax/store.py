@@ -139,14 +139,22 @@ def read_arrays(directory: pathlib.Path, abstract: Tree, expected_checksums: Map
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """One JSON object; Damaged if missing or broken, UserError if of an unknown layout version."""
+    """One JSON object; Damaged if missing or broken."""
     try:
         values = json.loads(file.read_text())
     except OSError as error:
         raise Damaged(f"{file}: {error.strerror}") from None
     except ValueError as error:
         raise Damaged(f"{file}: not valid JSON ({error})") from None
-    version = values.get("layout_version") if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        raise Damaged(f"{file}: not a JSON object")
+    return values
+
+
+def read_description(file: pathlib.Path) -> dict[str, Any]:
+    """The JSON object beside arrays; UserError if of an unknown layout version, else as `read_json`."""
+    values = read_json(file)
+    version = values.get("layout_version")
     if version != LAYOUT_VERSION:
         raise UserError(f"{file}: layout version {version} is unknown here (expected {LAYOUT_VERSION})")
     return values

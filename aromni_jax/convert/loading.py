@@ -120,12 +120,12 @@ def load_model(path: str | os.PathLike[str], vocabulary: JointVocabulary | None 
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if (path / store.MODEL_FILE).is_file():
-        description = store.read_json(path / store.MODEL_FILE)
+        description = store.read_description(path / store.MODEL_FILE)
         config = _model_config(description["config"], path)
         checksums, metadata = description["checksums"], description["metadata"]
     else:
         path = _step_folder(path)
-        description = store.read_json(path / store.METADATA / store.METADATA)
+        description = store.read_description(path / store.METADATA / store.METADATA)
         run = RunConfig.from_dict(description["config"])
         config, checksums = run.model, description["checksums"][store.PARAMS]
         metadata = {

@@ -152,7 +152,7 @@ class Checkpoints:
 def read_metadata(step_directory: pathlib.Path) -> dict[str, Any]:
     """Metadata of one checkpoint; Damaged if unreadable, UserError if of an unknown layout."""
     file = step_directory / store.METADATA / store.METADATA
-    return store.read_json(file)
+    return store.read_description(file)
 
 
 def _split(state: TrainState) -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 import numpy as np
@@ -67,7 +68,7 @@ def train(
     _check(config, vocabulary, mesh, codebook_kc)
     replicated, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
     codebook = None
-    if config.loss.perceptual_weight:
+    if config.loss.perceptual_weight and codebook_kc is not None:
         codebook = jax.make_array_from_callback(codebook_kc.shape, replicated, lambda index: codebook_kc[index])
     batches = data.batches(
         config.data, config.loss, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
@@ -178,7 +179,8 @@ def _check(
 def _abstract_batch(config: RunConfig, rows: NamedSharding) -> data.Batch:
     shape = (config.data.batch_size, config.data.sequence_length)
     dtypes = {field.name: np.int32 for field in dataclasses.fields(data.Batch)} | {"loss_weights": np.float32}
-    return data.Batch(**{name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()})
+    fields = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()}
+    return data.Batch(**fields)
 
 
 def _to_devices(config: RunConfig, batch: data.Batch, rows: NamedSharding) -> data.Batch:
@@ -217,7 +219,7 @@ class _StopSignals:
 
     def __init__(self) -> None:
         self.name: str | None = None
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _StopSignals:
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():

@@ -61,4 +61,5 @@ def state_shardings(abstract: TrainState, params: Tree, replicated: jax.sharding
         return replicated
 
     opt_state = jax.tree_util.tree_map_with_path(of_moment, abstract.opt_state)
-    return TrainState(step=replicated, params=params, opt_state=opt_state, skipped=replicated)
+    fields: dict[str, Any] = {"step": replicated, "params": params, "opt_state": opt_state, "skipped": replicated}
+    return TrainState(**fields)

@@ -9,9 +9,10 @@ from tests.training import small_run
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Several tests compile the same step; the second time it comes from a temporary folder."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
+    yield folder
     jax.config.update("jax_compilation_cache_dir", None)
 
 
