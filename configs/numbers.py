@@ -90,6 +90,7 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.data.path = "runs/tiny/data"
     config.data.batch_size = 4
     config.train.steps = 20
+    config.train.accumulate_steps = 1
     config.train.log_every = 5
     config.train.eval_every = 10
     config.train.checkpoint_every = 10
