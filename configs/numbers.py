@@ -43,10 +43,14 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
     config.data.batch_size = 8
 
     config.loss = ml_collections.ConfigDict()
+    # Every token of a prompt counts a tenth: the codes of a given utterance or picture are there to be read, and
+    # learning to predict them costs most of the batch.
+    config.loss.prompt_weight = 0.1
     config.loss.perceptual_weight = 0.1
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.peak_lr = 2e-3
+    config.optimizer.name = "muon"  # learns to draw and to speak in a third of AdamW's steps here
+    config.optimizer.peak_lr = 4e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.decay = "cosine"
     config.optimizer.end_lr_ratio = 0.02
@@ -56,11 +60,11 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
     config.mesh.replica = 1
 
     config.train = ml_collections.ConfigDict()
-    config.train.steps = 2000
+    config.train.steps = 2800
     config.train.accumulate_steps = 4
     config.train.log_every = 20
-    config.train.eval_every = 250
-    config.train.checkpoint_every = 250
+    config.train.eval_every = 200
+    config.train.checkpoint_every = 400
 
     variants = {"": _demo, "demo": _demo, "shipped": _shipped, "tiny": _tiny}
     if arg not in variants:
@@ -75,9 +79,9 @@ def _demo(config: ml_collections.ConfigDict) -> None:
 
 def _shipped(config: ml_collections.ConfigDict) -> None:
     config.data.path = "runs/shipped/data"
-    config.train.steps = 20_000
-    config.train.eval_every = 1000
-    config.train.checkpoint_every = 1000
+    config.train.steps = 9000
+    config.train.eval_every = 600
+    config.train.checkpoint_every = 1200
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Chat until the input ends. From a file, a bad turn is reported and the others run; exit code 1 then."""
     dialogs = None if args.input is None else read_dialogs(args.input)
     assistant = load_assistant(args)
-    options = read_options(args, ["TEXT"])
+    options = read_options(args, "chat")
     if dialogs is None:
         return _terminal(assistant, options, args.out)
     base = args.base_dir or args.input.parent

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from aromni_jax.errors import UserError
@@ -58,7 +58,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """How to decode; shared with `aromni chat`."""
-    parser.add_argument("--temperature", type=float, help="sample at this temperature (default: greedy)")
+    parser.add_argument("--temperature", type=float, help="sampling temperature, 0: greedy (default: the task's own)")
     parser.add_argument("--top-k", type=int, default=0, help="sample among the k best (0: all)")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample in the nucleus of this mass")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: less repetition")
@@ -75,26 +75,31 @@ def load_assistant(args: argparse.Namespace) -> Assistant:
     return Assistant.load(args.model, world=args.world, template=args.template)
 
 
-def read_options(args: argparse.Namespace, states: Sequence[str]) -> Options:
-    """The options of `add_sampling_arguments`, applied in the grammar states of these names."""
-    from aromni_jax.decoding import Guidance, Policy, State
-    from aromni_jax.tasks import Options
+def read_options(args: argparse.Namespace, task: str) -> Options:
+    """The options of `add_sampling_arguments` in the state of the answer, the task's own where none is given."""
+    from aromni_jax.decoding import Guidance, Policy
+    from aromni_jax.tasks import task_options
+    from aromni_jax.tasks.requests import output_state
 
-    policy = Policy(
-        greedy=args.temperature is None,
-        temperature=1.0 if args.temperature is None else args.temperature,
+    options = task_options(task)
+    policies = dict(options.policies)
+    chosen = Policy(
+        greedy=not args.temperature,
+        temperature=args.temperature or 1.0,
         top_k=args.top_k,
         top_p=args.top_p,
         repetition_penalty=args.repetition_penalty,
     )
+    if args.temperature is not None or chosen != Policy(greedy=True):
+        policies[output_state(task)] = chosen
     guidance = None if args.guidance_text is None else Guidance(args.guidance_text, args.guidance_image)
-    return Options({State[name]: policy for name in states}, guidance, args.seed, args.max_new_tokens)
+    return dataclasses.replace(
+        options, policies=policies, guidance=guidance, seed=args.seed, max_new_tokens=args.max_new_tokens
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes one file per input and result.json. Bad inputs are reported and the others done; exit code 1 then."""
-    from aromni_jax.tasks.requests import output_state
-
     task, kind = TASKS[args.task]
     items = [item for given in args.input for item in _expand(given, kind)]
     assistant = load_assistant(args)
@@ -106,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         except UserError as error:
             records[number] = {"id": item["id"], "input": item["value"], "error": str(error)}
             print(f"{item['id']}: {error}")
-    options = read_options(args, [output_state(task).name])
+    options = read_options(args, task)
     replies = assistant.answer(task, [[part] for *_, part in good], options, args.instruction)
     for (number, item, _), reply in zip(good, replies, strict=True):
         name = f"{number:04d}_{_slug(item['id'])}"

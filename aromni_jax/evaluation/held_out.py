@@ -74,10 +74,10 @@ def evaluate(
     scores["asr_held_out_speed"] = run.hearing("speech_to_text", sizes.heard // 2, split="fast")
     scores["asr_held_out_voice"] = run.hearing("speech_to_text", sizes.heard // 2, split="test", voice="allison")
     scores["caption"] = run.seeing(sizes.seen)
-    scores["tts"] = run.speaking("text_to_speech", sizes.spoken)
+    scores["tts"] = run.speaking("text_to_speech", len(world.strings("test")), sizes.spoken)
     scores["t2i"] = run.drawing("text_to_image", sizes.drawn)
     scores["speech_to_image"] = run.drawing("speech_to_image", sizes.crossed)
-    scores["image_to_speech"] = run.speaking("image_to_speech", sizes.crossed)
+    scores["image_to_speech"] = run.speaking("image_to_speech", sizes.crossed, sizes.crossed)
     scores["chat"] = run.chatting(sizes.chats)
     return scores, run.items
 
@@ -124,10 +124,15 @@ class _Run:
         self.say(f"caption: exact {exact} (the image judge on the original drawings: {baseline.value:.1%})")
         return entry("exact", exact, judge_on_originals=baseline.value)
 
-    def speaking(self, task: str, count: int) -> dict[str, Any]:
-        """Word error rate of each judge on what the model says, beside its rate on originals through the codec."""
+    def speaking(self, task: str, count: int, codec_count: int) -> dict[str, Any]:
+        """Word error rate of each judge on what the model says, beside its rate on originals through the codec.
+
+        Speech is greedy, so a text is spoken in one way only: `count` beyond the held-out strings adds nothing to
+        text_to_speech. The codec's rate is that of `codec_count` originals.
+        """
         strings = self._strings(count)
-        originals = [self.world.utterance(string, self.rng, split="test") for string in strings]
+        spoken = self._strings(codec_count)
+        originals = [self.world.utterance(string, self.rng, split="test") for string in spoken]
         inputs = self._inputs(task, strings)
         replies = self._answers(task, inputs)
         codec = self.assistant.speech_codec
@@ -136,18 +141,17 @@ class _Run:
         passed = codec.decode([part.codes for part in self.assistant.hear(originals)])
         result: dict[str, Any] = {"judges": {}}
         for number, judge in enumerate(self.judges):
-            heard = {
-                name: [self._heard(judge, wave) for wave in waves]
-                for name, waves in (("model", said), ("codec", passed), ("original", originals))
-            }
-            rates = {name: word_error_rate(self._texts(strings), texts) for name, texts in heard.items()}
+            rates, heard = {}, [self._heard(judge, wave) for wave in said]
+            rates["model"] = word_error_rate(self._texts(strings), heard)
+            for name, waves in (("codec", passed), ("original", originals)):
+                rates[name] = word_error_rate(self._texts(spoken), [self._heard(judge, wave) for wave in waves])
             model, codec_wer = rates["model"], rates["codec"].value
             figures = entry("wer", model, codec_wer=codec_wer, original_wer=rates["original"].value)
             figures["difference"] = model.value - codec_wer
             result["judges"][judge.name] = figures
             if number == 0:
                 result |= figures
-                self._keep(task, [parts[0] for parts in inputs], replies, strings, heard["model"])
+                self._keep(task, [parts[0] for parts in inputs], replies, strings, heard)
             self.say(
                 f"{task} ({judge.name}): word error rate {rates['model']}, codec {rates['codec'].value:.1%}, "
                 f"original {rates['original'].value:.1%}"
