@@ -131,6 +131,7 @@ def load_model(path: str | os.PathLike[str], vocabulary: JointVocabulary | None 
         metadata = {
             "world": run.world,
             "template": run.template,
+            "codecs": description.get("codecs", {}),
             "step": description["step"],
             "recipe": description["config"],
         }

@@ -72,7 +72,8 @@ class Assistant:
           template: None = what the model says it was trained with.
 
         Raises:
-          UserError: no model there, or the model does not say and neither does the caller.
+          UserError: no model there, the model does not say and neither does the caller, or codecs that it was not
+            trained with.
         """
         from aromni_jax.convert import load_model
 
@@ -82,11 +83,19 @@ class Assistant:
         for what, value in (("codecs", world), ("template", template)):
             if value is None:
                 raise UserError(f"{path}: the model does not say which {what} it was trained with; name it")
+        text, image, speech = TextCodec.load(world), ImageCodec.load(world), SpeechCodec.load(world)
+        trained_with = model.metadata.get("codecs") or {}
+        for name, codec in (("text", text), ("image", image), ("speech", speech)):
+            if trained_with.get(name, codec.fingerprint) != codec.fingerprint:
+                raise UserError(
+                    f"{path}: trained with {name} codec {trained_with[name]}, but {world} has {codec.fingerprint}: its "
+                    "codes mean something else; take the codecs the model was trained with, or train it again"
+                )
         return cls(
             model,
-            text_codec=TextCodec.load(world),
-            image_codec=ImageCodec.load(world),
-            speech_codec=SpeechCodec.load(world),
+            text_codec=text,
+            image_codec=image,
+            speech_codec=speech,
             template=template,
             max_batch=max_batch,
         )

@@ -35,11 +35,19 @@ class Checkpoints:
         self._manager = self._open()
         self._saving: int | None = None
 
-    def save(self, state: TrainState, config: RunConfig, vocabulary: JointVocabulary, data: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        state: TrainState,
+        config: RunConfig,
+        vocabulary: JointVocabulary,
+        data: Mapping[str, Any],
+        codecs: Mapping[str, str] | None = None,
+    ) -> None:
         """Start writing `state`; returns when the arrays are copied, and the files follow in the background.
 
         Args:
           data: JSON state of the data pipeline.
+          codecs: fingerprints of the codecs that the data was made with.
 
         Raises:
           UserError: this write, or the one before, could not be completed (full disk, no permission).
@@ -55,6 +63,7 @@ class Checkpoints:
             "vocabulary": vocabulary.to_dict(),
             "vocabulary_fingerprint": vocabulary.fingerprint(),
             "data": dict(data),
+            "codecs": dict(codecs or {}),
             "checksums": {"params": store.checksums(params), "optimizer": store.checksums(optimizer)},
         }
         self.wait()

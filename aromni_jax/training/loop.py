@@ -64,7 +64,8 @@ def train(
     """
     # Mesh and data --------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
-    vocabulary = data.read_manifest(config.data.path).vocabulary
+    manifest = data.read_manifest(config.data.path)
+    vocabulary = manifest.vocabulary
     _check(config, vocabulary, mesh, codebook_kc)
     replicated, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
     codebook = None
@@ -89,6 +90,11 @@ def train(
         state = make(jax.random.key(config.train.seed))
     else:
         state, saved = restored
+        if saved.get("codecs", manifest.codecs) != manifest.codecs:
+            raise UserError(
+                f"{run_directory}: trained with other codecs than {config.data.path} was made with: prepare the data "
+                "with the run's codecs, or give another --run-dir"
+            )
         batches.set_state(saved["data"])
     first = int(state.step)
 
@@ -136,7 +142,7 @@ def train(
                 progress.line(f"step {done}: held-out {losses(held_out)}")
             if saving:
                 with monitor.clock.phase("checkpoint"):
-                    checkpoints.save(state, config, vocabulary, batches.get_state())
+                    checkpoints.save(state, config, vocabulary, batches.get_state(), manifest.codecs)
             if stopping:
                 break
         monitor.write(int(state.step))

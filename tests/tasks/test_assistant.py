@@ -9,9 +9,11 @@ import PIL.Image
 import pytest
 
 from aromni_jax.config import ModelConfig
+from aromni_jax.convert import save_model
 from aromni_jax.decoding import GREEDY, Done, Guidance, Policy, State, TextPiece
 from aromni_jax.errors import UserError
 from aromni_jax.model import init_params
+from aromni_jax.prepare import Codecs
 from aromni_jax.tasks import Assistant, Image, Options, Speech, Text, make_request, task_options
 from aromni_jax.vocabulary import TASKS, JointVocabulary
 
@@ -160,3 +162,15 @@ def test_codecs_of_another_vocabulary(model):
 def test_no_model_there():
     with pytest.raises(UserError, match="nowhere"):
         Assistant.load("nowhere")
+
+
+def test_codecs_that_the_model_was_not_trained_with_are_refused(tmp_path):
+    codecs = Codecs.load("numbers")
+    config = dataclasses.replace(CONFIG, vocab_size=codecs.vocabulary.size)
+    params = init_params(config, jax.random.key(0))
+    said = {"world": "numbers", "template": "brief"}
+    for name, fingerprints in (("own", codecs.fingerprints), ("other", {**codecs.fingerprints, "image": "0123"})):
+        save_model(tmp_path / name, params, config, codecs.vocabulary, {**said, "codecs": fingerprints})
+    assert Assistant.load(tmp_path / "own").vocabulary == codecs.vocabulary
+    with pytest.raises(UserError, match="trained with image codec 0123, but numbers has"):
+        Assistant.load(tmp_path / "other")
