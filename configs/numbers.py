@@ -79,9 +79,9 @@ def _demo(config: ml_collections.ConfigDict) -> None:
 
 def _shipped(config: ml_collections.ConfigDict) -> None:
     config.data.path = "runs/shipped/data"
-    config.train.steps = 9000
-    config.train.eval_every = 600
-    config.train.checkpoint_every = 1200
+    config.train.steps = 7000
+    config.train.eval_every = 500
+    config.train.checkpoint_every = 1000
 
 
 def _tiny(config: ml_collections.ConfigDict) -> None:

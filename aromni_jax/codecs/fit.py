@@ -1,10 +1,12 @@
 """Fitting of a vector-quantised autoencoder: first without, then with the codebook.
 
 The codebook starts as the k-means of what the encoder says after a quarter of the steps, and then follows it by
-moving averages; the network learns through the straight-through estimator.
+moving averages; the network learns through the straight-through estimator. At the end encoder and codebook stand
+still, and the decoder alone learns to make the best of the codes.
 """
 
 import dataclasses
+import enum
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -28,87 +30,139 @@ class FitConfig:
     """How long and how fast.
 
     Attributes:
-      steps: in all. free_share: share of them before the codebook comes in.
-      peak_lr: after `warmup` steps; falls along a cosine to 3 % of it.
+      steps: in all. free_share, settle_share: parts of them before the codebook comes in, and after it stands still.
+      peak_lr: after `warmup` steps; falls along a cosine to 3 %, and from a half of it again when settling.
       commitment: weight of the pull of the encoder towards its codes.
     """
 
     steps: int
     peak_lr: float = 2e-3
     warmup: int = 50
-    free_share: float = 0.25
+    free_share: float = 0.2
+    settle_share: float = 0.2
     commitment: float = 0.25
     seed: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hint:
+    """A reader beside the decoder: what the labels of the training data say must be legible in the codes.
+
+    Attributes:
+      build: makes its network. loss: (network, vectors, batch) -> scalar. weight: of that loss.
+    """
+
+    build: Callable[[nnx.Rngs], nnx.Module]
+    loss: Callable[[Any, jax.Array, Batch], jax.Array]
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """What is fitted.
 
     Attributes:
-      build: makes the network. codes: size of the codebook.
+      build: makes the network. codes: size of the codebook. encoder: its attributes that make up the encoder.
       encode: (network, batch) -> vectors [..., e] and, of the same shape without e, 1 where a vector counts.
       loss: (network, vectors, batch) -> scalar.
+      hint: a reader; it is no part of the result.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
     codes: int
+    encoder: frozenset[str]
     encode: Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
     loss: Callable[[Any, jax.Array, Batch], jax.Array]
+    hint: Hint | None = None
+
+
+class Phase(enum.Enum):
+    """FREE: no codebook. QUANTISED: encoder, codebook and decoder learn together. SETTLED: only the decoder learns."""
+
+    FREE, QUANTISED, SETTLED = range(3)
 
 
 def fit(task: Task, batches: Iterator[Batch], config: FitConfig) -> tuple[vq.Params, list[float]]:
     """-> {"net": nested dict, "codebook": float32 [k, e]} and the loss of every step."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.peak_lr, config.warmup, config.steps, 0.03 * config.peak_lr
+    free = round(config.steps * config.free_share)
+    settle = config.steps - round(config.steps * config.settle_share)
+    low, high = 0.03 * config.peak_lr, config.peak_lr
+    schedule = optax.join_schedules(
+        [
+            optax.warmup_cosine_decay_schedule(0.0, high, config.warmup, settle, low),
+            optax.cosine_decay_schedule(0.5 * high, max(1, config.steps - settle), low / high),
+        ],
+        [settle],
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=1e-3))
-
-    def total_loss(
-        params: vq.Params, codebook_ke: jax.Array | None, batch: Batch
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        net = vq.with_params(task.build, params)
-        z, counts = task.encode(net, batch)
-        weights = counts[..., None] / counts.sum()
-        if codebook_ke is None:
-            # A light pull to zero keeps the vectors at a scale that k-means and commitment can work with.
-            loss = task.loss(net, z, batch) + 1e-3 * jnp.sum(weights * z**2)
-            codes = jnp.full(counts.shape, -1)
-        else:
-            codes = vq.nearest(codebook_ke, z)
-            quantised = codebook_ke[codes]
-            pull = jnp.sum(weights * (z - jax.lax.stop_gradient(quantised)) ** 2) / z.shape[-1]
-            loss = task.loss(net, vq.straight_through(z, quantised), batch) + config.commitment * pull
-            codes = jnp.where(counts > 0, codes, -1)
-        return loss, (z.reshape(-1, z.shape[-1]), codes.reshape(-1))
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params: vq.Params, moments: Any, book: vq.Params | None, batch: Batch, key: jax.Array) -> tuple:
-        codebook_ke = None if book is None else vq.codebook_of(book)
-        (loss, (z_ne, codes_n)), gradients = jax.value_and_grad(total_loss, has_aux=True)(params, codebook_ke, batch)
-        updates, moments = optimizer.update(gradients, moments, params)
-        params = optax.apply_updates(params, updates)
-        return params, moments, book and vq.update_codebook(book, z_ne, codes_n, key), loss
+    run_step = make_step(task, optimizer, config.commitment)
 
     @jax.jit
     def vectors(params: vq.Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return task.encode(vq.with_params(task.build, params), batch)
+        return task.encode(vq.with_params(task.build, params["net"]), batch)
 
-    params = vq.init(task.build, config.seed)
+    params = {"net": vq.init(task.build, config.seed)}
+    if task.hint:
+        params["hint"] = vq.init(task.hint.build, config.seed + 1)
     moments, losses = optimizer.init(params), []
     book: vq.Params | None = None
-    free = round(config.steps * config.free_share)
     keys = iter(jax.random.split(jax.random.key(config.seed), config.steps + 1))
     bar = tqdm(range(config.steps), desc="codec", file=sys.stderr, mininterval=2.0)
     for index in bar:
         if index == free:
             book = _first_codebook(functools.partial(vectors, params), batches, task.codes, next(keys))
-        params, moments, book, loss = step(params, moments, book, next(batches), next(keys))
+        phase = Phase.FREE if index < free else Phase.QUANTISED if index < settle else Phase.SETTLED
+        params, moments, book, loss = run_step(params, moments, book, next(batches), next(keys), phase)
         losses.append(loss)
         if index % 20 == 19:
             bar.set_postfix(loss=f"{float(np.mean(losses[-20:])):.4f}", refresh=False)
     assert book is not None, "free_share below 1 and at least one step"
-    return {"net": params, "codebook": vq.codebook_of(book)}, [float(loss) for loss in losses]
+    return {"net": params["net"], "codebook": vq.codebook_of(book)}, [float(loss) for loss in losses]
+
+
+def make_step(task: Task, optimizer: optax.GradientTransformation, commitment: float) -> Callable[..., tuple]:
+    """One step: (params, moments, codebook averages or None, batch, key, phase) -> the first three anew, and the loss.
+
+    `params` is {"net": ..., "hint": ... where the task has one}.
+    """
+
+    def total_loss(
+        params: vq.Params, codebook_ke: jax.Array | None, batch: Batch, phase: Phase
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        net = vq.with_params(task.build, params["net"])
+        z, counts = task.encode(net, batch)
+        weights = counts[..., None] / counts.sum()
+        if codebook_ke is None:
+            # A light pull to zero keeps the vectors at a scale that k-means and commitment can work with.
+            loss = 1e-3 * jnp.sum(weights * z**2)
+            codes, decoded = jnp.full(counts.shape, -1), z
+        else:
+            codes = vq.nearest(codebook_ke, z)
+            quantised = codebook_ke[codes]
+            loss = commitment * jnp.sum(weights * (z - jax.lax.stop_gradient(quantised)) ** 2) / z.shape[-1]
+            codes, decoded = jnp.where(counts > 0, codes, -1), vq.straight_through(z, quantised)
+        loss += task.loss(net, decoded, batch)
+        if task.hint and phase is not Phase.SETTLED:
+            loss += task.hint.weight * task.hint.loss(vq.with_params(task.hint.build, params["hint"]), decoded, batch)
+        return loss, (z.reshape(-1, z.shape[-1]), codes.reshape(-1))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2), static_argnames="phase")
+    def run_step(
+        params: vq.Params, moments: Any, book: vq.Params | None, batch: Batch, key: jax.Array, phase: Phase
+    ) -> tuple:
+        codebook_ke = None if book is None else vq.codebook_of(book)
+        (loss, (z_ne, codes_n)), gradients = jax.value_and_grad(total_loss, has_aux=True)(
+            params, codebook_ke, batch, phase
+        )
+        updates, moments = optimizer.update(gradients, moments, params)
+        if phase is Phase.SETTLED:
+            still = {name: jax.tree.map(jnp.zeros_like, updates["net"][name]) for name in task.encoder}
+            updates = {**updates, "net": {**updates["net"], **still}}
+        elif book is not None:
+            book = vq.update_codebook(book, z_ne, codes_n, key)
+        return optax.apply_updates(params, updates), moments, book, loss
+
+    return run_step
 
 
 def _first_codebook(

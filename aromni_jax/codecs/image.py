@@ -40,7 +40,7 @@ class ImageConfig:
     channels: int = 1
     patch: int = 7
     kernel: int = 15
-    context: int = 0
+    context: int = 1
     dim: int = 96
     depth: int = 2
     fine: int = 8

@@ -1,15 +1,17 @@
 """The shared vector quantiser: nearest codes, k-means, moving averages with revival, and a fit that learns."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from aromni_jax.codecs import vq
-from aromni_jax.codecs.fit import FitConfig, Task, fit
+from aromni_jax.codecs.fit import FitConfig, Hint, Phase, Task, fit, make_step
 from aromni_jax.errors import UserError
 
 
@@ -96,27 +98,71 @@ class Line(nnx.Module):
         self.outward = nnx.Linear(2, 8, rngs=rngs)
 
 
-def _fit_lines(seed):
+def _lines(hint=None):
     rng = np.random.default_rng(0)
     points = rng.normal(size=(4, 8)).astype(np.float32) * 2
 
     def batches():
         while True:
-            yield {"x": points[rng.integers(4, size=64)] + rng.normal(0, 0.01, (64, 8)).astype(np.float32)}
+            label = rng.integers(4, size=64)
+            yield {"x": points[label] + rng.normal(0, 0.01, (64, 8)).astype(np.float32), "label": label}
 
     task = Task(
-        Line,
+        build=Line,
         codes=4,
+        encoder=frozenset({"inward"}),
         encode=lambda net, batch: (net.inward(batch["x"]), jnp.ones(64)),
         loss=lambda net, z, batch: jnp.mean((net.outward(z) - batch["x"]) ** 2),
+        hint=hint,
     )
-    return fit(task, batches(), FitConfig(steps=250, peak_lr=3e-2, warmup=10, seed=seed))
+    return task, batches()
 
 
 def test_a_fit_learns_and_is_reproducible():
-    params, losses = _fit_lines(1)
+    def run():
+        return fit(*_lines(), FitConfig(steps=250, peak_lr=3e-2, warmup=10, seed=1))
+
+    params, losses = run()
     assert losses[-1] < 0.2 * losses[0]
-    again, _ = _fit_lines(1)
-    for name, value in {**params["net"]["inward"], "codebook": params["codebook"]}.items():
-        other = again["codebook"] if name == "codebook" else again["net"]["inward"][name]
-        np.testing.assert_array_equal(value, other)
+    again, _ = run()
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def _changed(before, after):
+    return {name for name in before if not np.array_equal(before[name]["kernel"], after[name]["kernel"])}
+
+
+@pytest.mark.parametrize(("phase", "moved"), [(Phase.QUANTISED, {"inward", "outward"}), (Phase.SETTLED, {"outward"})])
+def test_only_the_decoder_learns_when_settled(phase, moved):
+    task, batches = _lines()
+    optimizer = optax.adam(1e-2)
+    net = vq.init(task.build, 0)
+    book = vq.codebook_state(jnp.eye(4, 2), 64.0)
+    before = jax.tree.map(np.array, {"net": net, "book": book})
+    params = {"net": net}
+    step = make_step(task, optimizer, 0.25)
+    params, _, book, _ = step(params, optimizer.init(params), book, next(batches), jax.random.key(0), phase)
+    assert _changed(before["net"], params["net"]) == moved
+    assert np.array_equal(book["total"], before["book"]["total"]) == (phase is Phase.SETTLED)
+
+
+def test_a_hint_reaches_the_encoder():
+    """With a decoder that cannot learn, only the reader can move the encoder."""
+    hint = Hint(
+        build=lambda rngs: nnx.Linear(2, 4, rngs=rngs),
+        loss=lambda reader, z, batch: jnp.mean(
+            optax.softmax_cross_entropy_with_integer_labels(reader(z), batch["label"])
+        ),
+        weight=1.0,
+    )
+    task, batches = _lines(hint)
+    task = dataclasses.replace(task, loss=lambda net, z, batch: 0.0)
+    optimizer = optax.sgd(1e-2)
+    params = {"net": vq.init(task.build, 0), "hint": vq.init(hint.build, 1)}
+    before = jax.tree.map(np.array, params)
+    params, *_ = make_step(task, optimizer, 0.0)(
+        params, optimizer.init(params), None, next(batches), jax.random.key(0), Phase.FREE
+    )
+    moved = np.abs(params["net"]["inward"]["kernel"] - before["net"]["inward"]["kernel"]).max()
+    assert moved > 1e-4
+    assert not _changed({"x": before["net"]["outward"]}, {"x": params["net"]["outward"]})

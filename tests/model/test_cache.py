@@ -1,0 +1,110 @@
+"""Decoding with the key/value cache equals the full forward pass, whatever the padding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import SMALL, change, lively_params, tokens
+
+from aromni_jax.model import KVCache, forward
+
+LENGTH = 24
+PARAMS = {order: lively_params(change(SMALL, norm_order=order)) for order in ("pre", "swin")}
+step = jax.jit(forward, static_argnames="config", donate_argnames="cache")
+
+
+def _full(config, ids, params):
+    """Every example alone in its row, without a cache: what all the ways below must reproduce."""
+    return step(params, config, ids)[0]
+
+
+@pytest.mark.parametrize("order", ["pre", "swin"])
+@pytest.mark.parametrize("attention", ["xla", "blocked"])
+def test_prefill_and_steps_equal_full_rows(order, attention):
+    config, ids = change(SMALL, norm_order=order, attention=attention), tokens(3, 12)
+    expected = _full(config, ids, PARAMS[order])
+    cache = KVCache.create(config, 3, LENGTH)
+    states = []
+    for piece in (ids[:, :7], *jnp.split(ids[:, 7:], 5, axis=1)):
+        hidden_bsd, cache = step(PARAMS[order], config, piece, cache=cache)
+        states.append(hidden_bsd)
+    np.testing.assert_allclose(jnp.concatenate(states, axis=1), expected, atol=1e-5)
+    assert int(cache.index) == 12
+    np.testing.assert_array_equal(cache.positions_b, [12, 12, 12])
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_padding_anywhere_changes_nothing(data):
+    """Rows take turns: at every step each row either reads its next token or is padded."""
+    ids = np.asarray(tokens(2, 8))
+    expected = _full(SMALL, ids, PARAMS["pre"])
+    cache = KVCache.create(SMALL, 2, LENGTH)
+    read = np.zeros(2, int)
+    for slot in range(LENGTH):
+        turn = np.array(data.draw(st.tuples(st.booleans(), st.booleans()))) & (read < 8)
+        if slot >= LENGTH - 8:
+            turn = (LENGTH - slot <= 8 - read) | turn  # as late as possible, but in time
+        given_b = np.where(turn, ids[np.arange(2), np.minimum(read, 7)], 0)
+        hidden_b1d, cache = step(
+            PARAMS["pre"], SMALL, given_b[:, None], segment_ids_bs=turn[:, None].astype(np.int32), cache=cache
+        )
+        for row in np.flatnonzero(turn):
+            np.testing.assert_allclose(hidden_b1d[row, 0], expected[row, read[row]], atol=1e-5)
+        assert np.isfinite(hidden_b1d).all()
+        read += turn
+    np.testing.assert_array_equal(cache.positions_b, read)
+
+
+def test_left_padded_prompts_of_different_length():
+    ids = np.asarray(tokens(2, 9))
+    expected = _full(SMALL, ids, PARAMS["pre"])
+    prompt = np.zeros((2, 6), np.int32)
+    real = np.zeros((2, 6), np.int32)
+    for row, length in enumerate((6, 2)):
+        prompt[row, 6 - length :], real[row, 6 - length :] = ids[row, :length], 1
+    cache = KVCache.create(SMALL, 2, LENGTH)
+    hidden_bsd, cache = step(PARAMS["pre"], SMALL, prompt, segment_ids_bs=real, cache=cache)
+    for offset in range(3):
+        for row, length in enumerate((6, 2)):
+            np.testing.assert_allclose(hidden_bsd[row, -1], expected[row, length - 1 + offset], atol=1e-5)
+        following = np.stack([ids[0, 6 + offset], ids[1, 2 + offset]])
+        hidden_bsd, cache = step(PARAMS["pre"], SMALL, following[:, None], cache=cache)
+
+
+def test_padding_that_is_not_declared_is_noticed():
+    ids = np.asarray(tokens(1, 6))
+    expected = _full(SMALL, ids, PARAMS["pre"])
+    padded = np.concatenate([np.zeros((1, 2), ids.dtype), ids], axis=1)
+    hidden_bsd, _ = step(PARAMS["pre"], SMALL, padded, cache=KVCache.create(SMALL, 1, LENGTH))
+    assert np.abs(hidden_bsd[:, 2:] - expected).max() > 0.1
+
+
+def test_given_positions_are_used_and_continued():
+    ids = tokens(1, 6)
+    positions = jnp.array([[3, 4, 9, 10, 11, 30]])
+    expected, _ = forward(PARAMS["pre"], SMALL, ids, positions)
+    cache = KVCache.create(SMALL, 1, LENGTH)
+    hidden_bsd, cache = forward(PARAMS["pre"], SMALL, ids, positions, cache=cache)
+    np.testing.assert_allclose(hidden_bsd, expected, atol=1e-5)
+    np.testing.assert_array_equal(cache.next_positions(jnp.ones((1, 2), jnp.int32)), [[31, 32]])
+
+
+def test_cache_dtype():
+    cache = KVCache.create(SMALL, 2, LENGTH, "bfloat16")
+    ids = tokens(2, 8)
+    hidden_bsd, cache = step(PARAMS["pre"], SMALL, ids, cache=cache)
+    assert cache.keys_lbkte.dtype == cache.values_lbkte.dtype == jnp.bfloat16
+    assert hidden_bsd.dtype == jnp.float32
+    np.testing.assert_allclose(hidden_bsd, _full(SMALL, ids, PARAMS["pre"]), atol=0.1)
+    assert KVCache.create(change(SMALL, compute_dtype="bfloat16"), 1, 4).keys_lbkte.dtype == jnp.bfloat16
+
+
+def test_one_program_for_every_step():
+    cache = KVCache.create(SMALL, 1, LENGTH)
+    count = jax.jit(forward, static_argnames="config")
+    for token in range(4):
+        _, cache = count(PARAMS["pre"], SMALL, jnp.array([[token]]), cache=cache)
+    assert count._cache_size() == 1
