@@ -7,7 +7,7 @@ RUN_DIR ?= runs/demo
 STEPS ?=
 BENCH_DATA ?= runs/bench/data
 
-.PHONY: help env env-demo demo bench test test-slow test-gpu lint format clean
+.PHONY: help env env-demo demo shipped ablations bench test test-slow test-gpu lint format clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,16 @@ demo: env-demo  ## pretrain on a CPU, judge, generate in every modality, write r
 bench: $(VENV)/.installed-demo,torch  ## throughput beside PyTorch, on this CPU; leave the machine alone meanwhile
 	$(BIN)/aromni prepare numbers --out $(BENCH_DATA)
 	$(BIN)/python benchmarks/throughput.py --data $(BENCH_DATA) --out benchmarks/results/throughput.json
+
+shipped: env-demo  ## train again the checkpoint that comes with the package (half an hour), into runs/shipped
+	$(BIN)/aromni prepare numbers --out runs/shipped/data --examples 160000
+	$(BIN)/aromni train --config configs/numbers.py:shipped --run-dir runs/shipped
+	$(BIN)/aromni convert runs/shipped runs/shipped/model
+	$(BIN)/aromni evaluate --model runs/shipped/model --out runs/shipped/scores
+
+ablations: env-demo  ## what each part of the recipe buys; into benchmarks/results
+	$(BIN)/aromni prepare numbers --out $(RUN_DIR)/data
+	$(BIN)/python benchmarks/ablations.py --data $(RUN_DIR)/data --out benchmarks/results/ablations.json
 
 test: env  ## the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest

@@ -60,11 +60,11 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
     config.mesh.replica = 1
 
     config.train = ml_collections.ConfigDict()
-    config.train.steps = 2800
+    config.train.steps = 2500
     config.train.accumulate_steps = 4
     config.train.log_every = 20
-    config.train.eval_every = 200
-    config.train.checkpoint_every = 400
+    config.train.eval_every = 250
+    config.train.checkpoint_every = 500
 
     variants = {"": _demo, "demo": _demo, "shipped": _shipped, "tiny": _tiny}
     if arg not in variants:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run-dir", type=pathlib.Path, default=pathlib.Path("runs/demo"), help="new, or one to go on with"
     )
     parser.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's)")
-    parser.add_argument("--examples", type=int, default=40_000, help="training examples to make (default: 40000)")
+    parser.add_argument("--examples", type=int, default=80_000, help="training examples to make (default: 80000)")
     parser.add_argument("--config", default=f"{RECIPE}:demo", metavar="FILE[:VARIANT]", help="the recipe")
     parser.add_argument(
         "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="config values to change"
@@ -44,8 +44,9 @@ def run(args: argparse.Namespace) -> int:
     overrides = [*args.set, f'data.path="{args.run_dir / "data"}"']
     config = load_config(args.config, overrides + ([f"train.steps={args.steps}"] if args.steps else []))
     finished = args.run_dir / "metrics.json"
-    if finished.exists() and store.read_json(finished)["recipe"] == config.to_dict():
-        print(f"{args.run_dir} is finished (step {config.train.steps}): nothing to train; STEPS=... goes on longer")
+    done = _steps_done(finished, config)
+    if done >= config.train.steps:
+        print(f"{args.run_dir} is finished (step {done}): nothing to train; STEPS=... goes on longer")
         print(f"report: {write_report(args.run_dir)}")
         return 0
     timing = _Timing()
@@ -61,6 +62,15 @@ def run(args: argparse.Namespace) -> int:
     print(_table(metrics["held_out"]))
     print(f"report: {report}")
     return 0
+
+
+def _steps_done(metrics: pathlib.Path, config: RunConfig) -> int:
+    """Steps of the finished run whose metrics lie there; 0 if there is none of this recipe."""
+    if not metrics.exists():
+        return 0
+    asked, made = config.to_dict(), store.read_json(metrics).get("recipe") or {"train": {}}
+    steps = made["train"].get("steps", 0)
+    return steps if {**made, "train": {**made["train"], "steps": config.train.steps}} == asked else 0
 
 
 class _Timing(dict[str, float]):
@@ -119,6 +129,7 @@ def _judge(config: RunConfig, args: argparse.Namespace, timing: _Timing, data: d
         scores[name] |= {"bound": verdict["bound"], "passed": verdict["passed"]}
     scores["loss_falls"] = losses_fall(curves)
     trained = [line for line in curves if line["kind"] == "train"]
+    counts = parameter_counts(config.model)
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": {
@@ -130,8 +141,8 @@ def _judge(config: RunConfig, args: argparse.Namespace, timing: _Timing, data: d
         },
         "recipe": config.to_dict(),
         "model": {
-            "by_group": parameter_counts(config.model),
-            "parameters": sum(parameter_counts(config.model).values()),
+            "by_group": counts,
+            "parameters": counts.pop("total"),
         },
         "vocabulary": assistant.vocabulary.to_dict(),
         "data": data,
@@ -147,20 +158,24 @@ def _judge(config: RunConfig, args: argparse.Namespace, timing: _Timing, data: d
 
 def read_curves(path: pathlib.Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl."""
-    import json
+    from aromni_jax.training.metrics import read_log
 
     if not path.is_file():
         raise UserError(f"{path}: no such file; was the run trained here?")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_log(path)
 
 
 def losses_fall(curves: list[dict[str, Any]]) -> dict[str, bool]:
     """Per modality: the last held-out loss is the lowest of the run, give or take one per cent."""
     held_out = [line for line in curves if line["kind"] == "eval"]
-    return {
-        kind: held_out[-1][f"loss/{kind}"] <= 1.01 * min(line[f"loss/{kind}"] for line in held_out)
-        for kind in ("text", "image", "speech")
-    }
+
+    def falls(kind: str) -> bool:
+        # A loss that was not finite is null in the log.
+        losses = [line.get(f"loss/{kind}") for line in held_out]
+        finite = [loss for loss in losses if loss is not None]
+        return bool(losses) and losses[-1] is not None and losses[-1] <= 1.01 * min(finite)
+
+    return {kind: falls(kind) for kind in ("text", "image", "speech")}
 
 
 def _table(held_out: dict[str, Any]) -> str:
