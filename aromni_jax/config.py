@@ -10,7 +10,9 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import pathlib
+import traceback
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -21,6 +23,17 @@ from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import task_id
 
 _T = TypeVar("_T")
+
+
+def _require_positive(config: Any, group: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value > 0, f"{group}.{name}", f"is {value}; it must be positive")
+
+
+def _require(good: bool, where: str, problem: str) -> None:
+    if not good:
+        raise UserError(f"config key {where}: {problem}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,19 +72,10 @@ class ModelConfig:
     logits_tile: int = 0
 
     def __post_init__(self) -> None:
+        sizes = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "max_positions")
+        _require_positive(self, "model", *sizes)
         _require(self.heads % self.kv_heads == 0, "model.heads", f"must be a multiple of kv_heads {self.kv_heads}")
         _require(self.head_dim % 2 == 0, "model.head_dim", "must be even (RoPE turns pairs)")
-        for name in (
-            "vocab_size",
-            "dim",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head_dim",
-            "ffn_dim",
-            "max_positions",
-        ):
-            _require(getattr(self, name) > 0, f"model.{name}", "must be positive")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +137,7 @@ class DataConfig:
     prefetch: int = 2
 
     def __post_init__(self) -> None:
+        _require_positive(self, "data", "sequence_length", "batch_size")
         object.__setattr__(self, "mixture", dict(self.mixture))
 
 
@@ -180,6 +185,10 @@ class TrainConfig:
     keep_checkpoints: int = 2
     max_skipped_steps: int = 20
 
+    def __post_init__(self) -> None:
+        rhythm = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+        _require_positive(self, "train", "steps", "accumulate_steps", *rhythm)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -225,19 +234,32 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> RunConfig:
     if not file.is_file():
         raise UserError(f"config {path}: no such file")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert module_spec is not None and module_spec.loader is not None, "a .py file always has a loader"
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"config {path}: is no Python file (*.py) with get_config(arg)")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"config {path}: has no get_config(arg)")
+        config = module.get_config(arg)
+    except UserError:
+        raise
     except SyntaxError as error:
         raise UserError(f"config {path}, line {error.lineno}: {error.msg}") from None
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config {path}: has no get_config(arg)")
-    config = module.get_config(arg)
+    except Exception as error:  # whatever the file does; ml_collections answers a misspelt key with an AttributeError
+        raise UserError(f"config {path}, {_line_in(file, error)}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, (ml_collections.ConfigDict, Mapping)):
+        raise UserError(f"config {path}: get_config returned {type(config).__name__}; expected a ConfigDict or a dict")
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
     for override in overrides:
         _override(values, override)
     return RunConfig.from_dict(values)
+
+
+def _line_in(file: pathlib.Path, error: Exception) -> str:
+    """The last line of `file` that the error passed through."""
+    lines = [at.lineno for at in traceback.extract_tb(error.__traceback__) if pathlib.Path(at.filename) == file]
+    return f"line {lines[-1]}" if lines else "when imported"
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -286,14 +308,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         _require(isinstance(value, Mapping), where, f"is {value!r}; expected a table name -> number")
         return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        _require(math.isfinite(value), where, f"is {value!r}; expected a finite number")
         return float(value)
     expected = hint.__name__ if isinstance(hint, type) else str(hint)
     wrong_bool = isinstance(value, bool) and hint is not bool
     _require(isinstance(value, hint) and not wrong_bool, where, f"is {value!r}; expected {expected}")
     return value
-
-
-def _require(good: bool, where: str, problem: str) -> None:
-    if not good:
-        raise UserError(f"config key {where}: {problem}")

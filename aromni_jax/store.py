@@ -16,7 +16,7 @@ import os
 import pathlib
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -160,11 +160,25 @@ def read_description(file: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def write_json(file: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Write through a temporary name, so that readers see the whole file or none."""
+def write_json(file: pathlib.Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Write through a temporary name, so that readers see the whole file or none; UserError if that fails."""
+    write_text(file, json.dumps(values, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(file: pathlib.Path, text: str) -> None:
+    """Write through a temporary name, so that readers see the whole file or none; UserError if that fails."""
     partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    partial.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n")
-    os.replace(partial, file)
+    try:
+        partial.write_text(text)
+        os.replace(partial, file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise unwritable(file, error) from None
+
+
+def unwritable(file: pathlib.Path, error: OSError) -> UserError:
+    """The error for a file that cannot be written; the system's own often does not name it."""
+    return UserError(f"cannot write {file} ({error.strerror or error}); check the folder and the free space")
 
 
 def complete_steps(run_directory: pathlib.Path) -> list[int]:

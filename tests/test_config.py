@@ -31,6 +31,10 @@ def test_config_dict_is_frozen_into_the_same_thing():
         ({"model": MODEL, "loss": {"perceptual_tasks": "chat"}}, "expected a list"),
         ({"model": MODEL, "train": 3}, "config key train: expected a group"),
         ({"model": {}}, "missing 7 required"),
+        ({"model": MODEL | {"kv_heads": 0}}, "model.kv_heads: is 0; it must be positive"),
+        ({"model": MODEL, "train": {"log_every": 0}}, "train.log_every: is 0; it must be positive"),
+        ({"model": MODEL, "data": {"batch_size": -4}}, "data.batch_size: is -4; it must be positive"),
+        ({"model": MODEL, "optimizer": {"peak_lr": float("nan")}}, "optimizer.peak_lr: is nan; expected a finite"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(values, message):
@@ -78,3 +82,22 @@ def test_a_bad_file_is_named(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match="get_config"):
         load_config(str(tmp_path / "empty.py"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "misspelt.py",
+            "import ml_collections\ndef get_config(arg):\n    ml_collections.ConfigDict({'model': 1}).modle.dim = 3\n",
+            "misspelt.py, line 3: AttributeError.*modle",
+        ),
+        ("absent.py", "import no_such_module\n", "absent.py, line 1: ModuleNotFoundError"),
+        ("nothing.py", "def get_config(arg):\n    pass\n", "returned NoneType; expected a ConfigDict"),
+        ("notes.txt", "hello", "is no Python file"),
+    ],
+)
+def test_whatever_a_config_file_does_is_one_line(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(str(tmp_path / name))

@@ -165,9 +165,12 @@ def _turn_parts(assistant: Assistant, turn: Any, base: pathlib.Path) -> list[Par
         if field not in _TURN_FIELDS:
             near = difflib.get_close_matches(field, _TURN_FIELDS, 1)
             raise UserError(f"unknown field {field!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    for field in ("text", "wav_path", "audio_path", "user_append_text"):
+        if not isinstance(turn.get(field), str | None):
+            raise UserError(f"{field} must be a text, got {turn[field]!r}")
     wav = turn.get("wav_path", turn.get("audio_path"))
     paths = turn.get("image_paths") or []
-    if not isinstance(paths, list):
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise UserError("image_paths must be a list of paths")
     parts = [read_part(assistant, "image", str(base / path)) for path in paths]
     if turn.get("text") is not None:  # wins over a recording, as in the reference

@@ -39,12 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints; exit code 0."""
+    """Prints; exit code 1 if a token stream is not well-formed, else 0."""
     path: pathlib.Path = args.path
+    sound = True
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.suffix == ".json" and path.is_file():
-        lines = _stream(path, _vocabulary(args.vocabulary, path), args.world)
+        lines, sound = _stream(path, _vocabulary(args.vocabulary, path), args.world)
     elif path.is_file():
         lines = _record_file(path, _vocabulary(args.vocabulary, path), args.world, args.limit)
     elif (path / "manifest.json").is_file():
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         lines = _model(path)
     print("\n".join(lines))
-    return 0
+    return 0 if sound else 1
 
 
 def _model(path: pathlib.Path) -> list[str]:
@@ -149,7 +150,8 @@ def _rows(path: pathlib.Path, rows: list[Any], vocabulary: JointVocabulary, worl
     return lines
 
 
-def _stream(path: pathlib.Path, vocabulary: JointVocabulary, world: str) -> list[str]:
+def _stream(path: pathlib.Path, vocabulary: JointVocabulary, world: str) -> tuple[list[str], bool]:
+    """What to print, and whether the stream is well-formed."""
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
@@ -157,14 +159,19 @@ def _stream(path: pathlib.Path, vocabulary: JointVocabulary, world: str) -> list
     tokens = values.get("tokens") if isinstance(values, dict) else values
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise UserError(f'{path}: expected a list of ids, or an object with such a list under "tokens"')
-    ids = np.asarray(tokens, np.int64)
+    try:
+        ids = np.asarray(tokens, np.int64)
+    except OverflowError:
+        raise UserError(f"{path}: holds a number of more than 64 bits, which is no id") from None
+    sound = True
     lines = [f"stream {path}: {len(ids)} tokens", _modalities(ids, vocabulary)]
     try:
         vocabulary.check(ids, str(path))
         lines.append("  well-formed")
     except UserError as error:
+        sound = False
         lines.append(f"  not well-formed: {error}")
-    return [*lines, spans(ids, vocabulary, _text_codec(world))]
+    return [*lines, spans(ids, vocabulary, _text_codec(world))], sound
 
 
 def spans(tokens: np.ndarray, vocabulary: JointVocabulary, text_codec: Any | None) -> str:

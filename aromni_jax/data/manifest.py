@@ -147,7 +147,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     path = pathlib.Path(folder) / NAME
     if not path.is_file():
         raise UserError(f"{path}: no such file; {folder} is no prepared data set: make one with `aromni prepare`")
-    return Manifest.from_json(path.read_text(), str(path))
+    return Manifest.from_json(path.read_text(errors="replace"), str(path))
 
 
 def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:

@@ -12,7 +12,7 @@ import abc
 import copy
 import pathlib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import absl.flags
@@ -25,6 +25,8 @@ from aromni_jax.data.files import Concatenated, RecordFile
 from aromni_jax.data.manifest import Manifest, read_manifest
 from aromni_jax.data.packing import MAX_SEGMENTS
 from aromni_jax.data.prefetch import Prefetch
+from aromni_jax.data.record import Record
+from aromni_jax.data.rows import Row, pack
 from aromni_jax.data.sources import Arrays, BadRecords, ExampleSource, RowSource
 from aromni_jax.data.weights import weight_table
 from aromni_jax.errors import UserError
@@ -111,20 +113,34 @@ def epoch(
 ) -> Iterator[Batch]:
     """Every packed row of a split once, in order; the last batch is filled up with padding.
 
-    `config.mixture` chooses components; its weights play no part.
+    `config.mixture` chooses components; its weights play no part. Where the stored rows have another length (possible
+    with online packing), the records are packed afresh.
 
     Raises:
       UserError: as `batches`.
     """
     local = _local_rows(config, process_count)
     manifest = _open(config, vocabulary)
-    files = Concatenated(list(_files(config, manifest, split, "offline").values()))
-    source = RowSource(files, vocabulary, config.sequence_length, BadRecords(config.on_bad_record, len(files)))
+    source: Sequence[Arrays] | RowSource
+    if manifest.sequence_length == config.sequence_length:
+        files = Concatenated(list(_files(config, manifest, split, "offline").values()))
+        source = RowSource(files, vocabulary, config.sequence_length, BadRecords(config.on_bad_record, len(files)))
+    else:
+        source = _packed_afresh(config, manifest, vocabulary, split)
+    padding = vars(Row.empty(config.sequence_length, vocabulary))
     to_batch = _BatchMaker(weight_table(loss), vocabulary.pad)
     for first in range(0, len(source), config.batch_size):
         start = first + process_index * local
-        rows = [source[i] if i < len(source) else source.padding for i in range(start, start + local)]
-        yield to_batch({name: np.stack([row[name] for row in rows]) for name in source.padding})
+        rows = [source[i] if i < len(source) else padding for i in range(start, start + local)]
+        yield to_batch({name: np.stack([row[name] for row in rows]) for name in padding})
+
+
+def _packed_afresh(config: DataConfig, manifest: Manifest, vocabulary: JointVocabulary, split: str) -> Sequence[Arrays]:
+    """Rows of `config.sequence_length` tokens from all good records of a split."""
+    files = Concatenated(list(_files(config, manifest, split, "online").values()))
+    examples = ExampleSource(files, vocabulary, config.sequence_length, BadRecords(config.on_bad_record, len(files)))
+    good = [Record.from_bytes(files[i]) for i in range(len(files)) if examples[i] is not None]
+    return [vars(row) for row in pack(good, config.sequence_length, vocabulary)]
 
 
 def _local_rows(config: DataConfig, process_count: int) -> int:

@@ -130,6 +130,8 @@ class Engine:
         room = context - prompt.size
         if room < 1:
             raise UserError(f"{where}: the prompt has {prompt.size} tokens, the context only {context}; shorten it")
+        if not 0 <= request.seed < 2**32:
+            raise UserError(f"{where}: seed {request.seed} is outside 0..{2**32 - 1}")
         limits = Limits(min(request.max_new_tokens, room), request.allowed, request.first, request.max_spans)
         self._grammar.check(limits, where if request.max_new_tokens <= room else f"{where} (context {context})")
         return limits

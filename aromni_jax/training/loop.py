@@ -97,6 +97,11 @@ def train(
             )
         batches.set_state(saved["data"])
     first = int(state.step)
+    if first > config.train.steps:
+        raise UserError(
+            f"{run_directory}: is at step {first}, further than train.steps {config.train.steps}: ask for more steps, "
+            "or give another --run-dir"
+        )
 
     # Steps: compiled once, before the first one -----------------------------------------------------------
     clock = Clock()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aromni_jax import store
 from aromni_jax.vocabulary import TASKS, Modality
 
 
@@ -92,20 +92,18 @@ class MetricsLog:
     def __init__(self, run_directory: pathlib.Path, resume_step: int) -> None:
         self.file = run_directory / "metrics.jsonl"
         kept = [line for line in read_log(self.file) if line["step"] <= resume_step]
-        partial = self.file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, self.file)
+        store.write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self._board = _tensorboard(run_directory / "tensorboard", resume_step)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Append one line; `kind` is "train" or "eval". Non-finite values are written as null (valid JSON)."""
         finite = {name: _rounded(value) if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps({"step": step, "kind": kind, **finite}) + "\n"
-        descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+            with open(self.file, "ab", buffering=0) as file:
+                file.write(line.encode())
+        except OSError as error:
+            raise store.unwritable(self.file, error) from None
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f"{kind}/{name}", value, step)

@@ -106,6 +106,8 @@ def test_bad_models_and_words(files, tmp_path, capsys):
     assert main(["generate", "tts", "--input", "a", "--out", str(tmp_path), "--model", str(tmp_path / "no")]) == 1
     assert generate(files, "tts", "--input", "a", "--out", str(tmp_path), "--temperature", "-1") == 1
     assert "temperature -1.0 is out of range" in capsys.readouterr().err
+    assert generate(files, "tts", "--input", "a", "--out", str(tmp_path), "--seed", "-1") == 1
+    assert "seed -1 is outside 0.." in capsys.readouterr().err
     with pytest.raises(SystemExit) as caught:
         generate(files, "video", "--input", "a", "--out", str(tmp_path))
     assert caught.value.code == 2
@@ -127,7 +129,7 @@ def test_dialogs_from_a_file(files, tmp_path, capsys):
                 {"text": "again", "reset": True},
             ],
         },
-        {"turns": [{"audio_path": "broken.wav"}, {}]},
+        {"turns": [{"audio_path": "broken.wav"}, {}, {"text": 5}, {"text": "a", "image_paths": [5]}]},
     ]
     (tmp_path / "d.json").write_text(json.dumps(dialogs))
     words = ["--input", str(tmp_path / "d.json"), "--base-dir", str(files), "--save-tokens"]
@@ -135,7 +137,7 @@ def test_dialogs_from_a_file(files, tmp_path, capsys):
     log = json.loads((tmp_path / "out" / "log.json").read_text())
     assert [("error" in entry, entry["dialog_id"]) for entry in log] == [
         (False, "a_.._b"), (True, "a_.._b"), (True, "a_.._b"), (False, "a_.._b"), (False, "a_.._b"),
-        (True, "dialog_0001"), (True, "dialog_0001"),
+        (True, "dialog_0001"), (True, "dialog_0001"), (True, "dialog_0001"), (True, "dialog_0001"),
     ]  # fmt: skip
     assert "did you mean 'wav_path'" in log[1]["error"] and "needs text or wav_path" in log[6]["error"]
     assert log[3]["usage"]["prompt_tokens"] > log[0]["usage"]["prompt_tokens"] + 20
@@ -144,7 +146,8 @@ def test_dialogs_from_a_file(files, tmp_path, capsys):
     # A bad turn leaves no trace in the history; a reset one sees only itself.
     first, last = log[0]["usage"]["prompt_tokens"], log[4]["usage"]["prompt_tokens"]
     assert last < first + 10
-    assert "3 of 7 turns done" in capsys.readouterr().out
+    assert "text must be a text, got 5" in log[7]["error"] and "list of paths" in log[8]["error"]
+    assert "3 of 9 turns done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[1]", '{"turns": 3}'])

@@ -70,7 +70,7 @@ def test_a_broken_stream_is_shown_and_said_to_be_broken(capsys, model_path, tmp_
     file = tmp_path / "stream.json"
     file.write_text(json.dumps([V.bos, V.boi, V.image.start, V.eos, V.size + 3]))
     code, out, _ = inspect(capsys, file, "--vocabulary", model_path)
-    assert code == 0
+    assert code == 1
     assert "not well-formed" in out and f"<{V.size + 3}>" in out
 
 
@@ -89,6 +89,7 @@ def test_colours_only_in_a_terminal(capsys, model_path, tmp_path, monkeypatch):
         ("stream.json", "[1, 2", ["--vocabulary", "aromni"], "not valid JSON"),
         ("stream.json", '{"ids": []}', ["--vocabulary", "aromni"], "expected a list of ids"),
         ("stream.json", "[1]", [], "whose ids are these"),
+        ("stream.json", "[1" + "0" * 30 + "]", ["--vocabulary", "aromni"], "more than 64 bits"),
         ("x.array_record", "junk", ["--vocabulary", "aromni"], "ArrayRecord"),
     ],
 )

@@ -168,6 +168,15 @@ def test_an_epoch_is_split_over_processes_and_padded(make_data_set, vocabulary):
     assert not alone[-1].loss_weights[-1].any(), "the data set was chosen to leave room in the last batch"
 
 
+def test_an_epoch_of_online_packing_has_rows_of_its_own_length(make_data_set, vocabulary):
+    folder = make_data_set()
+    stored = [example for batch in epoch(config_of(folder), LOSS, vocabulary) for example in examples_of(batch)]
+    online = config_of(folder, packing="online", sequence_length=80)
+    afresh = list(epoch(online, LOSS, vocabulary))
+    assert all(batch.tokens.shape == (8, 80) for batch in afresh)
+    assert sorted(example for batch in afresh for example in examples_of(batch)) == sorted(stored)
+
+
 @PACKINGS
 def test_bad_records_stop_or_are_skipped(packing, make_data_set, vocabulary, make_record, caplog):
     v = vocabulary

@@ -92,6 +92,8 @@ def test_a_finished_run_says_so_and_stays(run, straight):
     again = start(run, folder)
     assert_bit_equal(again.state, result.state)
     assert (folder / "metrics.jsonl").read_text() == before
+    with pytest.raises(UserError, match=rf"is at step {run.train.steps}, further than train.steps 3"):
+        start(small_run.changed(run, train__steps=3), folder)
 
 
 def test_loss_goes_down(run, tmp_path):
