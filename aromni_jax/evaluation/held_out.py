@@ -15,7 +15,7 @@ import numpy as np
 
 from aromni_jax.evaluation.judges import SpeechJudge
 from aromni_jax.evaluation.scores import Estimate, bootstrap, digit_words, exact_match, word_error_rate
-from aromni_jax.tasks import Assistant, Part, Reply, Text
+from aromni_jax.tasks import Assistant, Part, Reply, Text, task_options
 from aromni_jax.worlds.numbers import SAMPLE_RATE, NumbersWorld
 
 Say = Callable[[str], None]
@@ -181,8 +181,10 @@ class _Run:
         """Two turns: speech in, echo + text + speech + picture out; then a picture in, text + speech out."""
         strings, shown = self._strings(count), self._strings(count)[::-1]
         heard, seen = self._spoken(strings), self._drawn(shown)
-        firsts = self.assistant.chats([[] for _ in strings], [[part] for part in heard])
-        seconds = self.assistant.chats([history for _, history in firsts], [[part] for part in seen])
+        # Room for several times a right answer; a model that rambles must not fill the context before the second turn.
+        brief = dataclasses.replace(task_options("chat"), max_text=16, max_speech=128)
+        firsts = self.assistant.chats([[] for _ in strings], [[part] for part in heard], options=brief)
+        seconds = self.assistant.chats([history for _, history in firsts], [[part] for part in seen], options=brief)
         right: dict[str, list[bool]] = {}
 
         def count_right(name: str, judged: str, string: str) -> None:

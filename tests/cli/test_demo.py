@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from aromni_jax.cli.demo import losses_fall
 from aromni_jax.cli.main import main
 from aromni_jax.evaluation import held_out
 
@@ -38,6 +39,7 @@ def test_the_demo_runs_whole_then_says_it_is_finished_then_goes_on(tmp_path, sma
     held_out = metrics["held_out"]
     assert {"asr", "tts", "caption", "t2i", "chat", "asr_held_out_voice", "loss_falls"} <= set(held_out)
     assert 0 <= held_out["asr"]["wer"] <= 1 and held_out["asr"]["bound"] == 0.15
+    assert metrics["model"]["parameters"] == sum(metrics["model"]["by_group"].values()) == 131_584
     assert set(metrics["timing"]) >= {"tokenise", "train", "evaluate", "bound"}
     assert metrics["data"]["packing"]["packed"] > metrics["data"]["packing"]["padded_to_longest"]
     assert (run / "report.html").stat().st_size > 10_000
@@ -54,8 +56,25 @@ def test_the_demo_runs_whole_then_says_it_is_finished_then_goes_on(tmp_path, sma
     out = capsys.readouterr().out
     assert "resumed" in out and "at step 4 of 6" in out
 
+    # Asked for less than there is: the metrics of six steps must not be passed off as those of four.
+    assert _demo(tmp_path, "--steps", "4") == 0
+    assert "is finished (step 6)" in capsys.readouterr().out
+    assert json.loads((run / "metrics.json").read_text())["training"]["steps"] == 6
+
 
 def test_a_misspelt_key_is_one_line(tmp_path, capsys):
     assert _demo(tmp_path, "--set", "train.stps=4") == 1
     error = capsys.readouterr().err
     assert error == "aromni: unknown config key train.stps: did you mean train.steps?\n"
+
+
+def _held_out(*losses):
+    return [{"kind": "eval", **dict.fromkeys(("loss/text", "loss/image", "loss/speech"), loss)} for loss in losses]
+
+
+@pytest.mark.parametrize(
+    ("losses", "fall"),
+    [((3, 2, 1), True), ((3, 1, 1.005), True), ((3, 1, 2), False), ((3, 1, None), False), ((), False)],
+)
+def test_held_out_losses_fall_only_if_the_last_one_is_the_lowest(losses, fall):
+    assert set(losses_fall(_held_out(*losses)).values()) == {fall}
