@@ -41,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
     """0 when the page is written; 130 when a signal ended the training early (the same command goes on)."""
     from aromni_jax.evaluation.report import write_report
 
+    if not RECIPE.is_file() and args.config.startswith(str(RECIPE)):
+        raise UserError(
+            "aromni demo runs in a clone of the repository, where configs/ is; or name a recipe with --config"
+        )
     overrides = [*args.set, f'data.path="{args.run_dir / "data"}"']
     config = load_config(args.config, overrides + ([f"train.steps={args.steps}"] if args.steps else []))
     finished = args.run_dir / "metrics.json"

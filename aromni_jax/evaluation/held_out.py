@@ -204,7 +204,7 @@ class _Run:
         for parts, replies, wanted in ((heard, firsts, strings), (seen, seconds, shown)):
             answers = [reply for reply, _ in replies]
             self._keep("chat", parts, answers, wanted, [reply.answer.text for reply in answers])
-        whole = bootstrap([float(all(parts)) for parts in zip(*right.values(), strict=True)])
+        whole = bootstrap([float(all(parts)) for parts in zip(*right.values(), strict=True)], groups=strings)
         shares = {name: float(np.mean(values)) for name, values in right.items()}
         self.say(
             f"chat: both turns right in every part {whole}; " + ", ".join(f"{k} {v:.0%}" for k, v in shares.items())
@@ -250,7 +250,7 @@ class _Run:
 
 
 def _share_equal(wanted: Sequence[str], got: Sequence[str]) -> Estimate:
-    return bootstrap([float(a == b) for a, b in zip(wanted, got, strict=True)])
+    return bootstrap([float(a == b) for a, b in zip(wanted, got, strict=True)], groups=wanted)
 
 
 def _codes(reply: Reply) -> np.ndarray:

@@ -60,19 +60,31 @@ class Estimate:
 
 
 def bootstrap(
-    totals: Sequence[float], weights: Sequence[float] | None = None, *, draws: int = 2000, seed: int = 0
+    totals: Sequence[float],
+    weights: Sequence[float] | None = None,
+    groups: Sequence[str] | None = None,
+    *,
+    draws: int = 2000,
+    seed: int = 0,
 ) -> Estimate:
-    """sum(totals) / sum(weights) over items, with a percentile bootstrap over items (95 %).
+    """sum(totals) / sum(weights) over items, with a percentile bootstrap (95 %).
 
-    `weights` defaults to ones, which gives a plain mean. Raises UserError when there is no item.
+    Args:
+      weights: default ones, which gives a plain mean.
+      groups: items of one group (say, of one string) are drawn together, since they succeed and fail together; None =
+        every item for itself.
+
+    Raises:
+      UserError: there is no item.
     """
     totals_n = np.asarray(totals, np.float64)
     weights_n = np.ones_like(totals_n) if weights is None else np.asarray(weights, np.float64)
     if totals_n.size == 0 or weights_n.sum() <= 0:
         raise UserError("nothing to score: give at least one item that is not empty")
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(0, totals_n.size, size=(draws, totals_n.size))
-    means = totals_n[picks].sum(1) / np.maximum(weights_n[picks].sum(1), 1e-9)
+    group_n = np.arange(totals_n.size) if groups is None else np.unique(list(groups), return_inverse=True)[1]
+    totals_g, weights_g = np.bincount(group_n, totals_n), np.bincount(group_n, weights_n)
+    picks = np.random.default_rng(seed).integers(0, totals_g.size, size=(draws, totals_g.size))
+    means = totals_g[picks].sum(1) / np.maximum(weights_g[picks].sum(1), 1e-9)
     low, high = np.percentile(means, [2.5, 97.5])
     return Estimate(float(totals_n.sum() / weights_n.sum()), float(low), float(high), totals_n.size)
 
@@ -86,7 +98,7 @@ def _word_lists(references: Sequence[str], hypotheses: Sequence[str]) -> list[tu
 
 
 def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Estimate:
-    """Corpus word error rate after `digit_words`, with a bootstrapped 95 % interval.
+    """Corpus word error rate after `digit_words`, with a 95 % interval bootstrapped over distinct references.
 
     Each item's errors are capped at its reference length (an item's own rate is at most 1), so that one
     looping transcript cannot outweigh all others. Raises UserError if the lengths differ or a reference
@@ -97,9 +109,9 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Est
         if not ref:
             raise UserError(f"reference {text!r} holds no word: word error rate is undefined")
     errors = [min(edit_distance(ref, hyp), len(ref)) for ref, hyp in pairs]
-    return bootstrap(errors, [len(ref) for ref, _ in pairs])
+    return bootstrap(errors, [len(ref) for ref, _ in pairs], references)
 
 
 def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> Estimate:
-    """Share of items whose words agree entirely after `digit_words`."""
-    return bootstrap([float(ref == hyp) for ref, hyp in _word_lists(references, hypotheses)])
+    """Share of items whose words agree entirely after `digit_words`; interval as in `word_error_rate`."""
+    return bootstrap([float(ref == hyp) for ref, hyp in _word_lists(references, hypotheses)], groups=references)

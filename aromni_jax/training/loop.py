@@ -208,10 +208,14 @@ def _evaluate(
     state: TrainState,
     codebook: jax.Array | None,
 ) -> dict[str, float]:
-    """Metrics over the whole held-out split."""
+    """Metrics over the answers of the whole held-out split.
+
+    Prompts do not count: what a user asks cannot be predicted, and held-out numbers least of all.
+    """
     total: Metrics | None = None
+    answers = dataclasses.replace(config.loss, prompt_weight=0.0)
     held_out = data.epoch(
-        config.data, config.loss, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
+        config.data, answers, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
     )
     for batch in held_out:
         metrics = eval_step(state.params, _to_devices(config, batch, rows), codebook)

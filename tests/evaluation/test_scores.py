@@ -120,3 +120,14 @@ def test_what_cannot_be_scored_is_explained():
         word_error_rate(["."], ["a"])
     with pytest.raises(UserError, match="at least one"):
         exact_match([], [])
+
+
+def test_items_of_one_string_are_drawn_together():
+    # Ten strings, each right or wrong ten times over: the interval must be that of ten items, not of a hundred.
+    right, strings = (
+        [float(n % 2) for n in range(10) for _ in range(10)],
+        [str(n) for n in range(10) for _ in range(10)],
+    )
+    alone, together = bootstrap(right), bootstrap(right, groups=strings)
+    assert alone.value == together.value == 0.5 and alone.items == together.items == 100
+    assert together.high - together.low > 2 * (alone.high - alone.low)
