@@ -1,9 +1,10 @@
 """The numbers world: two-digit strings, written, spoken and drawn, composed from recordings of single digits.
 
-Nothing of the "test" split is used in training: other strings, other recordings, other drawings. The training voice is a
-nearly deterministic synthesiser, though: most of its test recordings (88 of 100) have the waveform of a training recording
-of the same digit but for faint noise, so that "test" speech shows unseen strings, not unseen sounds. Two harder tests lie
-beyond it: faster speech than any in training (split "fast") and another voice ("allison", the recordings of a real person).
+Nothing of the "test" split is used in training: other strings, other recordings, other drawings. The training voice
+is a nearly deterministic synthesiser, though: most of its test recordings (88 of 100) have the waveform of a training
+recording of the same digit but for faint noise, so that "test" speech shows unseen strings, not unseen sounds. Two
+harder tests lie beyond it: faster speech than any in training (split "fast") and another voice ("allison", the
+recordings of a real person).
 """
 
 from __future__ import annotations
