@@ -62,23 +62,25 @@ def test_rows_give_what_they_give_alone(codec, waves):
     Codes are equal; for waves, 32 rounds of the phase search enlarge the rounding of another batch shape to about 1e-4.
     """
     batch = padded(waves, size=40_000, filler=0.3)
-    lengths = [len(wave) for wave in waves]
-    codes = codec.encode(batch, lengths)
+    codes = codec.encode(batch, [len(wave) for wave in waves])
+    for wave, row in zip(waves, codes, strict=True):
+        np.testing.assert_array_equal(codec.encode(wave[None])[0], row)
+
+    codes = [row[: len(row) // 2] for row in codes]  # ends amid speech, where a mask matters most
     decoded = codec.decode(codes)
-    loud = codes[0][np.abs(waves[0]).argmax() // 400]
-    array = np.full((6, max(map(len, codes)) + 5), loud, np.int32)
+    array = np.full((6, max(map(len, codes)) + 5), codes[0][len(codes[0]) // 2], np.int32)
     for row, values in zip(array, codes, strict=True):
         row[: len(values)] = values
     with_lengths = codec.decode(array, [len(row) for row in codes])
-    for index, wave in enumerate(waves):
-        np.testing.assert_array_equal(codec.encode(wave[None])[0], codes[index])
-        alone = codec.decode(codes[index][None])[0]
-        assert alone.shape == (len(codes[index]) * 400,)
+    without_lengths = codec.decode(array)
+    differences = []
+    for index, row in enumerate(codes):
+        alone = codec.decode(row[None])[0]
+        assert alone.shape == (len(row) * 400,)
         np.testing.assert_allclose(decoded[index], alone, atol=5e-4)
         np.testing.assert_allclose(with_lengths[index], alone, atol=5e-4)
-    shortest = min(range(6), key=lambda index: len(codes[index]))
-    without_lengths = codec.decode(array)[shortest, : len(decoded[shortest])]
-    assert np.abs(without_lengths - decoded[shortest]).max() > 2e-3, "lengths must matter"
+        differences.append(np.abs(without_lengths[index, : len(alone)] - alone).max())
+    assert max(differences) > 1e-2, "lengths must matter"
 
 
 def test_many_rows_keep_their_order(codec, waves):
