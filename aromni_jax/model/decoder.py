@@ -55,18 +55,17 @@ def forward(
     Raises:
       UserError: the attention backend is unknown or cannot mask segments.
     """
-    if cache is not None and segment_ids_bs is None:
-        segment_ids_bs = jnp.ones(tokens_bs.shape, jnp.int32)
+    fed_bs = jnp.ones(tokens_bs.shape, jnp.int32) if segment_ids_bs is None else segment_ids_bs  # to a cache
     if positions_bs is None:
         rows_bs = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1])[None], tokens_bs.shape)
-        positions_bs = rows_bs if cache is None else cache.next_positions(segment_ids_bs)
+        positions_bs = rows_bs if cache is None else cache.next_positions(fed_bs)
     # Whole along d before the lookup: a table split over fsdp in d would meet rows split over fsdp in b.
     table_vd = shard(params["embedder"]["embedding"].astype(config.compute_dtype), "vocab", None)
     x_bsd = shard(table_vd[tokens_bs], "batch", "seq", None)
     if cache is None:
         x_bsd = _row_layers(params["layers"], config, x_bsd, positions_bs, segment_ids_bs, shard)
     else:
-        x_bsd, cache = _cached_layers(params["layers"], config, x_bsd, positions_bs, segment_ids_bs, cache, shard)
+        x_bsd, cache = _cached_layers(params["layers"], config, x_bsd, positions_bs, fed_bs, cache, shard)
     return rms_norm(x_bsd, params["final_norm"]["scale"], config.norm_eps), cache
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MeshAxes = tuple[str, ...]
 
@@ -44,7 +44,9 @@ class ShardingRules:
     norm: MeshAxes = ()
     codebook: MeshAxes = ()
 
-    def spec(self, *axes: str | None, shape: Sequence[int] = (), mesh: Mesh | None = None) -> PartitionSpec:
+    def spec(
+        self, *axes: str | None, shape: Sequence[int] = (), mesh: Mesh | AbstractMesh | None = None
+    ) -> PartitionSpec:
         """PartitionSpec of an array with these logical axes; None = not split.
 
         With `shape` and `mesh`, mesh axes that do not divide a dimension are dropped, innermost first: two kv heads on
@@ -102,7 +104,7 @@ def batch_sharding(mesh: Mesh, rules: ShardingRules = DEFAULT_RULES) -> NamedSha
     return NamedSharding(mesh, rules.spec("batch", "seq"))
 
 
-def _dividing(part: MeshAxes, size: int, mesh: Mesh) -> MeshAxes:
+def _dividing(part: MeshAxes, size: int, mesh: Mesh | AbstractMesh) -> MeshAxes:
     while part and size % math.prod(mesh.shape[name] for name in part):
         part = part[:-1]
     return part
