@@ -1,7 +1,6 @@
 """Model folders: what is saved comes back, whole or not at all, and wrong input is one line."""
 
 import json
-import resource
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from aromni_jax.model import flatten, forward, init_params, logits
 from aromni_jax.training import TrainState
 from aromni_jax.training.checkpoints import Checkpoints
 from aromni_jax.vocabulary import JointVocabulary
+from tests.full_disk import full_disk
 
 VOCABULARY = JointVocabulary.compact(text_pieces=24, image_codes=16, image_tokens=4, speech_codes=16)
 CONFIG = ModelConfig(
@@ -152,11 +152,6 @@ def test_wrong_parameters_are_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
-    try:
-        with pytest.raises(UserError, match="the model could not be written") as caught:
-            save_model(tmp_path / "m", PARAMS, CONFIG, VOCABULARY)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(5_000), pytest.raises(UserError, match="the model could not be written") as caught:
+        save_model(tmp_path / "m", PARAMS, CONFIG, VOCABULARY)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []

@@ -1,7 +1,6 @@
 """Checkpoints: bit-equal, complete or absent, checked when read, and one clear line when something is wrong."""
 
 import pathlib
-import resource
 import shutil
 
 import jax
@@ -17,6 +16,7 @@ from aromni_jax.parallel import make_mesh, param_shardings
 from aromni_jax.training import TrainState, make_optimizer, make_state, state_shardings
 from aromni_jax.training.checkpoints import Checkpoints
 from aromni_jax.vocabulary import JointVocabulary
+from tests.full_disk import full_disk
 from tests.training import small_run
 
 RUN = small_run.config(pathlib.Path("unused"))
@@ -167,18 +167,11 @@ def test_an_unknown_layout_is_refused(saved, monkeypatch):
 
 
 def test_a_full_disk_is_one_line_and_spares_the_older_checkpoint(saved):
-    """The limit on file size stands in for a full disk: both reach the program as a failed write."""
     checkpoints = Checkpoints(saved, keep=2)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(
-            UserError, match=r"checkpoint of step 3 could not be written .* of step 2 is intact"
-        ) as caught:
-            checkpoints.save(random_state(small_run.one_device(), 3), RUN, small_run.VOCABULARY, {})
-            checkpoints.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused = r"checkpoint of step 3 could not be written .* of step 2 is intact"
+    with full_disk(20_000), pytest.raises(UserError, match=refused) as caught:
+        checkpoints.save(random_state(small_run.one_device(), 3), RUN, small_run.VOCABULARY, {})
+        checkpoints.wait()
     assert "\n" not in str(caught.value)
     assert [path.name for path in (saved / "checkpoints").glob("3*")] == []
     (state, _), lines = restore(saved)
