@@ -8,6 +8,7 @@ Everything is aligned with the LABEL: entry s belongs to the prediction of token
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class Role(enum.IntEnum):
 
     NONE = 0  # never predicted: padding, first token of an example, ignored label
     PROMPT = 1  # before the answer
-    RESPONSE = 2  # one of the last `response_length` predicted tokens that are not eos
+    RESPONSE = 2  # one of the last `response_length` predicted tokens that are not eos; an earlier answer of a dialog
     PLAIN = 3  # eos after the answer has begun; everything, where no answer is marked
 
 
@@ -45,35 +46,47 @@ def tail_mask(predicted: np.ndarray, tokens: np.ndarray, length: int, eos: int |
 
 
 def inside_segments(tokens: np.ndarray, start: int, end: int) -> np.ndarray:
-    """Bool [n]: positions strictly between paired markers (SPEC 4.2).
-
-    From left to right each start takes the first end after it that no earlier start has taken or passed; the first
-    start that finds none stops the search. Spans of nested starts may overlap.
-    """
-    ends = np.flatnonzero(tokens == end)
+    """Bool [n]: positions strictly between paired markers (SPEC 4.2). Spans of nested starts may overlap."""
     mask = np.zeros(len(tokens), bool)
-    unused = 0
-    for opened in np.flatnonzero(tokens == start):
-        unused = max(unused, int(np.searchsorted(ends, opened, side="right")))
-        if unused >= len(ends):
-            break
-        mask[opened + 1 : ends[unused]] = True
-        unused += 1
+    for opened, closed in _paired(tokens, start, end):
+        mask[opened + 1 : closed] = True
     return mask
 
 
 def token_roles(tokens: np.ndarray, response_length: int, vocabulary: JointVocabulary) -> np.ndarray:
-    """Roles of one whole example: uint8 [n], a `Role`, plus SEGMENT between ins and res."""
+    """Roles of one whole example: uint8 [n], a `Role`, plus SEGMENT between ins and res.
+
+    The tail of `response_length` tokens is the last answer; in a dialog (SPEC 2.4) each earlier one, ins to eom, is an
+    answer as well.
+    """
     predicted = np.ones(len(tokens), bool)
     predicted[0] = False
-    tail = tail_mask(predicted, tokens, response_length, vocabulary.eos)
+    answers = tail_mask(predicted, tokens, response_length, vocabulary.eos)
     roles = np.full(len(tokens), Role.PLAIN, np.uint8)
-    if tail.any():
-        roles[: np.argmax(tail)] = Role.PROMPT
-    roles[tail] = Role.RESPONSE
+    if answers.any():
+        roles[: np.argmax(answers)] = Role.PROMPT
+        for opened, closed in _paired(tokens, vocabulary.ins, vocabulary.eom):
+            answers[opened : closed + 1] = tokens[opened : closed + 1] != vocabulary.eos
+    roles[answers] = Role.RESPONSE
     roles[inside_segments(tokens, vocabulary.ins, vocabulary.res)] += SEGMENT
     roles[~predicted] = Role.NONE
     return roles
+
+
+def _paired(tokens: np.ndarray, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Positions of paired markers, from left to right (SPEC 4.2).
+
+    Each start takes the first end after it that no earlier start has taken or passed; the first start that finds none
+    ends the search.
+    """
+    ends = np.flatnonzero(tokens == end)
+    unused = 0
+    for opened in np.flatnonzero(tokens == start):
+        unused = max(unused, int(np.searchsorted(ends, opened, side="right")))
+        if unused >= len(ends):
+            return
+        yield int(opened), int(ends[unused])
+        unused += 1
 
 
 def weight_table(loss: LossConfig) -> np.ndarray:

@@ -59,7 +59,9 @@ def test_the_demo_runs_whole_then_says_it_is_finished_then_goes_on(tmp_path, sma
     # Asked for less than there is: the metrics of six steps must not be passed off as those of four.
     assert _demo(tmp_path, "--steps", "4") == 0
     assert "is finished (step 6)" in capsys.readouterr().out
-    assert json.loads((run / "metrics.json").read_text())["training"]["steps"] == 6
+    six = json.loads((run / "metrics.json").read_text())
+    assert six["training"]["steps"] == 6
+    assert "bound" not in six["timing"], "the time of two sittings must not be held against the bound on one"
 
 
 def test_a_misspelt_key_is_one_line(tmp_path, capsys):

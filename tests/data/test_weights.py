@@ -170,6 +170,16 @@ def test_prompt_weight_zero_leaves_the_answer_and_its_eos():
     np.testing.assert_array_equal(weights_of(ids, "text_to_text", 0, loss, vocabulary), [1] * 6)
 
 
+def test_every_answer_of_a_dialog_is_an_answer():
+    vocabulary = vocabulary_with(48, 40, 41)
+    first = [vocabulary.ins, 10, vocabulary.res, 11, vocabulary.eom]
+    last = [vocabulary.ins, 12, vocabulary.res, 13, 14, vocabulary.eom]
+    ids = [0, 20, 21, *first, 22, *last]
+    roles = token_roles(np.asarray(ids), len(last), vocabulary) & 3
+    wanted = [Role.NONE, *[Role.PROMPT] * 2, *[Role.RESPONSE] * 5, Role.PROMPT, *[Role.RESPONSE] * 6]
+    assert roles.tolist() == wanted
+
+
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(0, 50))
 def test_roles_partition_every_example(tokens, response_length):
     vocabulary = vocabulary_with(20, 8, 9)
