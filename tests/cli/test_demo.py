@@ -76,7 +76,16 @@ def _held_out(*losses):
 
 @pytest.mark.parametrize(
     ("losses", "fall"),
-    [((3, 2, 1), True), ((3, 1, 1.005), True), ((3, 1, 2), False), ((3, 1, None), False), ((), False)],
+    [
+        ((3, 2, 1), True),
+        ((3, 1, 2), False),
+        ((3, 1, 1), False),
+        ((3, 1, None), False),
+        ((1,), False),
+        ((), False),
+        ((9, 8, 7, 6, 5, 4, 3.0, 3.2, 2.0, 2.1), True),  # the last reading is not the lowest, but the curve falls
+        ((9, 8, 7, 6, 5, 4, 2.0, 2.2, 2.0, 2.3), False),
+    ],
 )
-def test_held_out_losses_fall_only_if_the_last_one_is_the_lowest(losses, fall):
+def test_held_out_losses_fall_if_the_end_lies_below_what_was_before(losses, fall):
     assert set(losses_fall(_held_out(*losses)).values()) == {fall}
