@@ -32,7 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vocabulary",
         metavar="aromni|PATH",
-        help="whose ids a token stream or a lone record file holds: the official layout, a model, run or data set",
+        help="whose ids a token stream, a lone record file or a foreign checkpoint holds: the official layout, or "
+        "that of a model, run or data set",
+    )
+    parser.add_argument(
+        "--text",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="of a model: its next-token loss on this text under both norm orders",
     )
     parser.add_argument("--world", default="numbers", help="whose text codec reads the text pieces (default: numbers)")
     parser.add_argument("--limit", type=int, default=5, metavar="N", help="records or rows to print (default: 5)")
@@ -51,31 +58,22 @@ def run(args: argparse.Namespace) -> int:
     elif (path / "manifest.json").is_file():
         lines = _data_set(path)
     else:
-        lines = _model(path)
+        lines = _model(path, args.vocabulary, args.text)
     print("\n".join(lines))
     return 0 if sound else 1
 
 
-def _model(path: pathlib.Path) -> list[str]:
-    from aromni_jax.convert import load_model
-    from aromni_jax.model import flatten, parameter_counts
+def _model(path: pathlib.Path, vocabulary: str | None, text: pathlib.Path | None) -> list[str]:
+    from aromni_jax.convert import load_model, open_source
+    from aromni_jax.convert.describe import describe, describe_losses, next_token_losses, text_ids
 
-    model = load_model(path)
-    counts = parameter_counts(model.config)
-    total = counts.pop("total")
-    lines = [f"model {path}", *_indented({**vars(model.config)})]
-    lines += [f"parameters {total:,}"]
-    lines += [f"  {group:<12} {count:>12,} {count / total:6.1%}" for group, count in counts.items()]
-    lines += [
-        f"    {name:<32} {array.dtype!s:<9} {'x'.join(map(str, array.shape)):<18} rms {_rms(array):.4f}"
-        for name, array in flatten(model.params).items()
-    ]
-    vocabulary = model.vocabulary
-    lines += [f"vocabulary {vocabulary.fingerprint()}: {vocabulary.size} ids"]
-    spans = {"text": vocabulary.text, "image": vocabulary.image, "speech": vocabulary.speech}
-    lines += [f"  {name:<8} {span.start}..{span.stop - 1}" for name, span in spans.items()]
-    lines += ["  " + ", ".join(f"{name} {token}" for name, token in vocabulary.markers.items())]
-    lines += ["metadata", *_indented(model.metadata)]
+    known = named_vocabulary(vocabulary) if vocabulary else None
+    with open_source(path, known) as source:
+        lines = describe(source)
+        ids = text_ids(source, text) if text else None
+    if text is not None and ids is not None:
+        model = load_model(path, known)
+        lines += describe_losses(model, next_token_losses(model, ids), text)
     return lines
 
 
@@ -200,19 +198,24 @@ def spans(tokens: np.ndarray, vocabulary: JointVocabulary, text_codec: Any | Non
     return " ".join(parts)
 
 
-def _vocabulary(name: str | None, path: pathlib.Path) -> JointVocabulary:
-    """The named one; without a name, that of the data set or model the file lies in."""
-    from aromni_jax.convert import load_model
+def named_vocabulary(name: str) -> JointVocabulary:
+    """ "aromni" for the official layout, else that of a model, run or data set."""
+    from aromni_jax.convert import open_source
     from aromni_jax.data import read_manifest
 
     if name == "aromni":
         return JointVocabulary.aromni()
+    if (pathlib.Path(name) / "manifest.json").is_file():
+        return read_manifest(name).vocabulary
+    return open_source(name).vocabulary
+
+
+def _vocabulary(name: str | None, path: pathlib.Path) -> JointVocabulary:
+    """The named one; without a name, that of the data set the file lies in."""
+    from aromni_jax.data import read_manifest
+
     if name is not None:
-        return (
-            read_manifest(name).vocabulary
-            if (pathlib.Path(name) / "manifest.json").is_file()
-            else load_model(name).vocabulary
-        )
+        return named_vocabulary(name)
     for folder in path.absolute().parents:
         if (folder / "manifest.json").is_file():
             return read_manifest(folder).vocabulary
@@ -242,10 +245,6 @@ def _shares(title: str, counts: Any) -> str:
 def _some(codes: Sequence[int]) -> str:
     shown = " ".join(map(str, codes[:6]))
     return f"[{len(codes)}: {shown}{' ...' if len(codes) > 6 else ''}]"
-
-
-def _rms(array: Any) -> float:
-    return float(np.sqrt(np.mean(np.square(np.asarray(array, np.float32)))))
 
 
 def _indented(values: Any) -> list[str]:

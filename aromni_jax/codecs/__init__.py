@@ -8,5 +8,15 @@ from aromni_jax.codecs.image import ImageCodec
 from aromni_jax.codecs.media import read_audio, read_image, write_png, write_wav
 from aromni_jax.codecs.speech import SpeechCodec
 from aromni_jax.codecs.text import TextCodec
+from aromni_jax.codecs.tokenizer_json import TokenizerJson
 
-__all__ = ["ImageCodec", "SpeechCodec", "TextCodec", "read_audio", "read_image", "write_png", "write_wav"]
+__all__ = [
+    "ImageCodec",
+    "SpeechCodec",
+    "TextCodec",
+    "TokenizerJson",
+    "read_audio",
+    "read_image",
+    "write_png",
+    "write_wav",
+]

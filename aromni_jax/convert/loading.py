@@ -1,4 +1,4 @@
-"""Models in and out of files: a self-contained model folder, or straight from the checkpoints of a run."""
+"""Models in memory: loaded from any format, saved as a model folder."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import dataclasses
 import functools
 import os
 import pathlib
-import shutil
-import uuid
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from aromni_jax import store
-from aromni_jax.config import ModelConfig, RunConfig
-from aromni_jax.errors import UserError
-from aromni_jax.model import Params, abstract_params, check_params, forward, logits
+from aromni_jax.config import ModelConfig
+from aromni_jax.convert.converting import Dtype, convert, open_source
+from aromni_jax.convert.layouts import Piece, ahead, pieces
+from aromni_jax.convert.model_folder import ModelFolder
+from aromni_jax.convert.source import Source
+from aromni_jax.model import Params, abstract_params, check_params, flatten, forward, logits, nest, parameter_table
+from aromni_jax.tensorfile import Shaped
 from aromni_jax.vocabulary import JointVocabulary
 
 
@@ -60,6 +62,23 @@ def _apply(
     return logits(params, config, hidden_bsd), hidden_bsd
 
 
+def load_model(path: str | os.PathLike[str], vocabulary: JointVocabulary | None = None) -> Model:
+    """Load a model of any format: a model folder, a run or one of its checkpoints, a Hugging Face folder in either
+    layout, a Meta folder (`open_source` says how each is known).
+
+    Checksums are compared where the format has them. The parameters land on the first device, in the config's dtype.
+
+    Args:
+      vocabulary: if given, the one that the model must have been made with.
+
+    Raises:
+      UserError: nothing there, not a checkpoint, damaged, of another vocabulary or of an unknown layout version.
+    """
+    with open_source(path, vocabulary) as source:
+        params = _restored(source) if isinstance(source, ModelFolder) else _stacked(source)
+        return Model(source.config, source.vocabulary, params, source.metadata)
+
+
 def save_model(
     path: str | os.PathLike[str],
     params: Params,
@@ -67,7 +86,7 @@ def save_model(
     vocabulary: JointVocabulary,
     metadata: Mapping[str, Any] | None = None,
     *,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: Dtype = "float32",
 ) -> None:
     """Write a model folder: `params/` (Orbax), `aromni.json`. It appears whole or not at all.
 
@@ -78,94 +97,56 @@ def save_model(
     Raises:
       UserError: the folder exists, the parameters are not those of the config, or it cannot be written.
     """
-    path = pathlib.Path(path)
-    if path.exists():
-        raise UserError(f"{path}: exists already; give another name or remove it")
     check_params(params, config, "params")
-    stored = jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), params)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        partial.mkdir(parents=True)
-        store.write_arrays(partial / store.PARAMS, stored)
-        description = {
-            "layout_version": store.LAYOUT_VERSION,
-            "config": dataclasses.asdict(config),
-            "vocabulary": vocabulary.to_dict(),
-            "vocabulary_fingerprint": vocabulary.fingerprint(),
-            "checksums": store.checksums(stored),
-            "metadata": {"world": None, "template": None, **(metadata or {})},
-        }
-        store.write_json(partial / store.MODEL_FILE, description)
-        os.rename(partial, path)
-    except Exception as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: the model could not be written ({store.failure_reason(error)})") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    convert(_Memory(params, config, vocabulary, metadata or {}), path, "orbax", dtype=dtype)
 
 
-def load_model(path: str | os.PathLike[str], vocabulary: JointVocabulary | None = None) -> Model:
-    """Load a model folder, the newest complete checkpoint of a run folder, or one checkpoint (`run/checkpoints/100`).
+class _Memory(Source):
+    """Parameters that are in memory already."""
 
-    Every array's checksum is compared. The parameters land on the first device, in the config's dtype.
+    layout = "memory"
 
-    Args:
-      vocabulary: if given, the one that the model must have been made with.
+    def __init__(
+        self, params: Params, config: ModelConfig, vocabulary: JointVocabulary, metadata: Mapping[str, Any]
+    ) -> None:
+        self.path, self.assets, self.warnings = pathlib.Path("params"), {}, []
+        self.config, self.vocabulary, self.metadata = config, vocabulary, metadata
+        self._arrays = flatten(params)
+        self._held: tuple[str, np.ndarray] = ("", np.empty(0))
 
-    Raises:
-      UserError: nothing there, not a checkpoint, damaged, of another vocabulary or of an unknown layout version.
-    """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if (path / store.MODEL_FILE).is_file():
-        description = store.read_description(path / store.MODEL_FILE)
-        config = _model_config(description["config"], path)
-        checksums, metadata = description["checksums"], description["metadata"]
-    else:
-        path = _step_folder(path)
-        description = store.read_description(path / store.METADATA / store.METADATA)
-        run = RunConfig.from_dict(description["config"])
-        config, checksums = run.model, description["checksums"][store.PARAMS]
-        metadata = {
-            "world": run.world,
-            "template": run.template,
-            "codecs": description.get("codecs", {}),
-            "step": description["step"],
-            "recipe": description["config"],
-        }
-    own = JointVocabulary.from_dict(description["vocabulary"])
-    if own.fingerprint() != description["vocabulary_fingerprint"]:
-        raise UserError(f"{path}: its vocabulary does not match its own fingerprint; the description was edited")
-    if vocabulary is not None and vocabulary.fingerprint() != own.fingerprint():
-        raise UserError(
-            f"{path}: made with vocabulary {own.fingerprint()}, but {vocabulary.fingerprint()} is in use: take the "
-            "codecs and prompts that belong to the model"
-        )
-    if own.size != config.vocab_size:
-        raise UserError(f"{path}: the vocabulary has {own.size} ids, the model {config.vocab_size}")
+    def read(self, piece: Piece) -> np.ndarray:
+        if self._held[0] != piece.path:  # from the device once, not once per layer
+            self._held = (piece.path, np.asarray(self._arrays[piece.path]))
+        array = self._held[1]
+        return array if piece.layer is None else array[piece.layer]
+
+    def dtype(self, piece: Piece) -> np.dtype:
+        return np.dtype(self._arrays[piece.path].dtype)
+
+    @property
+    def passengers(self) -> Mapping[str, Shaped]:
+        return {}
+
+    def read_passenger(self, name: str) -> np.ndarray:
+        raise KeyError(name)
+
+
+def _restored(source: ModelFolder) -> Params:
+    """By Orbax, in parallel, straight to the device."""
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract_params(config)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract_params(source.config)
     )
-    params = store.read_arrays(path / store.PARAMS, abstract, checksums)
-    return Model(config, own, params, metadata)
+    params: Params = store.read_arrays(source.arrays, abstract, source.checksums)
+    return params
 
 
-def _step_folder(path: pathlib.Path) -> pathlib.Path:
-    """The checkpoint that a path means: itself, or the newest complete one of a run."""
-    if (path / store.METADATA).is_dir():
-        return path
-    run = path.parent if path.name == store.CHECKPOINTS else path
-    steps = store.complete_steps(run)
-    if not steps:
-        raise UserError(f"{path}: neither a model folder ({store.MODEL_FILE}) nor a run or checkpoint that is complete")
-    return run / store.CHECKPOINTS / str(steps[-1])
-
-
-def _model_config(values: Mapping[str, Any], where: pathlib.Path) -> ModelConfig:
-    try:
-        return RunConfig.from_dict({"model": values}).model
-    except UserError as error:
-        raise UserError(f"{where / store.MODEL_FILE}: {error}") from None
+def _stacked(source: Source) -> Params:
+    """Piece by piece; the host holds the model once, and one piece more."""
+    table = parameter_table(source.config)
+    arrays = {path: np.empty(spec.shape, np.dtype(spec.dtype)) for path, spec in table.items()}
+    wanted = [piece for piece, _ in source.planned()] + pieces(source.config, training_only=True)
+    for piece, array in zip(wanted, ahead([functools.partial(source.read, piece) for piece in wanted]), strict=True):
+        arrays[piece.path][... if piece.layer is None else piece.layer] = array
+    device = jax.devices()[0]
+    return nest({path: jax.device_put(arrays.pop(path), device) for path in list(arrays)})

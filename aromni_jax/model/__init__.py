@@ -3,6 +3,7 @@
 from aromni_jax.model.cache import KVCache
 from aromni_jax.model.decoder import Decoder, check_params, forward, logits
 from aromni_jax.model.parameters import (
+    External,
     Params,
     ParamSpec,
     abstract_params,
@@ -16,6 +17,7 @@ from aromni_jax.model.parameters import (
 
 __all__ = [
     "Decoder",
+    "External",
     "KVCache",
     "ParamSpec",
     "Params",

@@ -1,7 +1,8 @@
 """The parameter table: one row per parameter, from which everything else about parameters is derived.
 
-Shapes, dtypes, logical axes and initialisers stand in `parameter_table` and nowhere else; the Flax declaration
-(`model.decoder.Decoder`), abstract trees, initial values, shardings (`parallel`), counts and FLOPs all read it.
+Shapes, dtypes, logical axes, initialisers and names in other formats stand in `parameter_table` and nowhere else; the
+Flax declaration (`model.decoder.Decoder`), abstract trees, initial values, shardings (`parallel`), counts, FLOPs and
+`convert` all read it.
 
 Shape suffixes, in the whole package: b batch, s query position, t key position, d model, h heads, k key/value heads,
 g query heads per key/value head, e head dim, f feed-forward, v vocabulary, l layers, c codebook width.
@@ -26,13 +27,35 @@ _STDDEV = 0.02  # of every linear and embedding weight (SPEC 3.1)
 
 
 @dataclasses.dataclass(frozen=True)
+class External:
+    """What a parameter is in a PyTorch checkpoint (SPEC 3.4, 3.5); `convert` reads it.
+
+    Attributes:
+      hf, meta: its name in a Hugging Face and in a Meta checkpoint; "{}" stands for the number of the layer.
+      inputs: how many of its own axes, from the left, are the inputs of a linear map. PyTorch has [out, in], each flat.
+      rotary: the head_dim axis is in rotate-half order here and upstream, in interleaved pairs elsewhere.
+      parallel: axis of the PyTorch tensor along which Meta's model-parallel ranks share it; None = each has all of it.
+    """
+
+    hf: str
+    meta: str
+    inputs: int = 0
+    rotary: bool = False
+    parallel: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ParamSpec:
-    """One parameter: its shape, its dtype, the logical name of each of its axes, and how it starts."""
+    """One parameter: shape, dtype, logical name of each axis, how it starts, and what others call it.
+
+    `external` is None for what only training uses: no PyTorch model has it.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     axes: tuple[str, ...]
     init: Init
+    external: External | None = None
 
     def __post_init__(self) -> None:
         assert len(self.shape) == len(self.axes), f"{self.shape} needs one logical axis per dimension, got {self.axes}"
@@ -46,33 +69,73 @@ def parameter_table(config: ModelConfig) -> dict[str, ParamSpec]:
     """
     d, h, k, e, f = config.dim, config.heads, config.kv_heads, config.head_dim, config.ffn_dim
 
-    def row(shape: tuple[int, ...], axes: tuple[str, ...], init: Init = "normal") -> ParamSpec:
-        return ParamSpec(shape, config.param_dtype, axes, init)
+    def row(
+        shape: tuple[int, ...], axes: tuple[str, ...], hf: str = "", meta: str = "", init: Init = "normal", **how: Any
+    ) -> ParamSpec:
+        return ParamSpec(shape, config.param_dtype, axes, init, External(hf, meta, **how) if hf else None)
 
     layer = {
-        "attention_norm/scale": row((d,), ("norm",), "ones"),
-        "attention/query": row((d, h, e), ("embed", "heads", "head_dim")),
-        "attention/key": row((d, k, e), ("embed", "kv_heads", "head_dim")),
-        "attention/value": row((d, k, e), ("embed", "kv_heads", "head_dim")),
-        "attention/query_norm/scale": row((h, e), ("heads", "head_dim"), "ones"),
-        "attention/query_norm/bias": row((h, e), ("heads", "head_dim"), "zeros"),
-        "attention/key_norm/scale": row((k, e), ("kv_heads", "head_dim"), "ones"),
-        "attention/key_norm/bias": row((k, e), ("kv_heads", "head_dim"), "zeros"),
-        "attention/out": row((h, e, d), ("heads", "head_dim", "embed")),
-        "ffn_norm/scale": row((d,), ("norm",), "ones"),
-        "ffn/gate": row((d, f), ("embed", "ffn")),
-        "ffn/up": row((d, f), ("embed", "ffn")),
-        "ffn/down": row((f, d), ("ffn", "embed")),
+        "attention_norm/scale": row((d,), ("norm",), "input_layernorm.weight", "attention_norm.weight", "ones"),
+        "attention/query": row(
+            (d, h, e), ("embed", "heads", "head_dim"), "self_attn.q_proj.weight", "attention.wq.weight",
+            inputs=1, rotary=True, parallel=0,
+        ),
+        "attention/key": row(
+            (d, k, e), ("embed", "kv_heads", "head_dim"), "self_attn.k_proj.weight", "attention.wk.weight",
+            inputs=1, rotary=True, parallel=0,
+        ),
+        "attention/value": row(
+            (d, k, e), ("embed", "kv_heads", "head_dim"), "self_attn.v_proj.weight", "attention.wv.weight",
+            inputs=1, parallel=0,
+        ),
+        "attention/query_norm/scale": row(
+            (h, e), ("heads", "head_dim"), "self_attn.q_norm.weight", "attention.q_normalization.weight", "ones",
+            rotary=True, parallel=0,
+        ),
+        "attention/query_norm/bias": row(
+            (h, e), ("heads", "head_dim"), "self_attn.q_norm.bias", "attention.q_normalization.bias", "zeros",
+            rotary=True, parallel=0,
+        ),
+        "attention/key_norm/scale": row(
+            (k, e), ("kv_heads", "head_dim"), "self_attn.k_norm.weight", "attention.k_normalization.weight", "ones",
+            rotary=True, parallel=0,
+        ),
+        "attention/key_norm/bias": row(
+            (k, e), ("kv_heads", "head_dim"), "self_attn.k_norm.bias", "attention.k_normalization.bias", "zeros",
+            rotary=True, parallel=0,
+        ),
+        "attention/out": row(
+            (h, e, d), ("heads", "head_dim", "embed"), "self_attn.o_proj.weight", "attention.wo.weight",
+            inputs=2, parallel=1,
+        ),
+        "ffn_norm/scale": row((d,), ("norm",), "post_attention_layernorm.weight", "ffn_norm.weight", "ones"),
+        "ffn/gate": row((d, f), ("embed", "ffn"), "mlp.gate_proj.weight", "feed_forward.w1.weight",
+                        inputs=1, parallel=0),
+        "ffn/up": row((d, f), ("embed", "ffn"), "mlp.up_proj.weight", "feed_forward.w3.weight",
+                      inputs=1, parallel=0),
+        "ffn/down": row((f, d), ("ffn", "embed"), "mlp.down_proj.weight", "feed_forward.w2.weight",
+                        inputs=1, parallel=1),
+    }  # fmt: skip
+    table = {
+        "embedder/embedding": row(
+            (config.vocab_size, d), ("vocab", "embed"), "model.embed_tokens.weight", "tok_embeddings.weight", parallel=1
+        )
     }
-    table = {"embedder/embedding": row((config.vocab_size, d), ("vocab", "embed"))}
     for path, spec in layer.items():
-        table[f"layers/{path}"] = ParamSpec((config.layers, *spec.shape), spec.dtype, ("layers", *spec.axes), spec.init)
-    table["final_norm/scale"] = row((d,), ("norm",), "ones")
-    table["head/kernel"] = row((d, config.vocab_size), ("embed", "vocab"))
+        external = spec.external and dataclasses.replace(
+            spec.external, hf="model.layers.{}." + spec.external.hf, meta="layers.{}." + spec.external.meta
+        )
+        table[f"layers/{path}"] = dataclasses.replace(
+            spec, shape=(config.layers, *spec.shape), axes=("layers", *spec.axes), external=external
+        )
+    table["final_norm/scale"] = row((d,), ("norm",), "model.norm.weight", "norm.weight", "ones")
+    table["head/kernel"] = row(
+        (d, config.vocab_size), ("embed", "vocab"), "lm_head.weight", "output.weight", inputs=1, parallel=0
+    )
     if config.perceptual_dim:
         c = config.perceptual_dim
         table["perceptual/kernel"] = row((d, c), ("embed", "codebook"))
-        table["perceptual/bias"] = row((c,), ("codebook",), "zeros")
+        table["perceptual/bias"] = row((c,), ("codebook",), init="zeros")
     return table
 
 

@@ -152,6 +152,6 @@ def test_wrong_parameters_are_refused_before_anything_is_written(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
-    with full_disk(5_000), pytest.raises(UserError, match="the model could not be written") as caught:
+    with full_disk(500), pytest.raises(UserError, match="the model could not be written") as caught:
         save_model(tmp_path / "m", PARAMS, CONFIG, VOCABULARY)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []

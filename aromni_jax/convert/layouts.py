@@ -1,0 +1,166 @@
+"""One layer of a parameter in our layout <-> the tensor of a PyTorch checkpoint (SPEC 3.4, 3.5).
+
+Three layouts, all derived from the same rows of `model.parameter_table`:
+
+    hf            transformers >= 4.43: rows of q and k in rotate-half order, QK-norm vectors [heads, head_dim]
+    hf-reference  AR-Omni, Anole: rows in interleaved pairs, one QK-norm vector [head_dim] for all heads
+    meta          as hf-reference under Meta's names; every model-parallel rank has a QK-norm vector for its own heads
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+
+from aromni_jax.config import ModelConfig
+from aromni_jax.errors import UserError
+from aromni_jax.model import ParamSpec, parameter_table
+
+Layout = Literal["hf", "hf-reference", "meta"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+_TILE = 16  # rows per step of a transposition: they stay in the cache while their columns are written
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One layer of one parameter, or a whole parameter that is in no layer.
+
+    Attributes:
+      path: of the parameter in the table. layer: its number, or None.
+      spec: of the parameter without the layers axis.
+    """
+
+    path: str
+    layer: int | None
+    spec: ParamSpec
+
+    def name(self, layout: Layout) -> str:
+        """The tensor's name in a checkpoint."""
+        external = self.spec.external
+        assert external is not None, f"{self.path} is for training only"
+        return (external.meta if layout == "meta" else external.hf).format(self.layer)
+
+    @property
+    def label(self) -> str:
+        """For messages: "layers/ffn/up[3]"."""
+        return self.path if self.layer is None else f"{self.path}[{self.layer}]"
+
+
+def pieces(config: ModelConfig, *, training_only: bool = False) -> list[Piece]:
+    """Every piece of a model in the order of its use: embedding, layer by layer, norm, head.
+
+    `training_only` asks for the others: what no PyTorch model has (the perceptual projection).
+    """
+    table = {p: s for p, s in parameter_table(config).items() if (s.external is None) == training_only}
+    layered = {
+        path: dataclasses.replace(spec, shape=spec.shape[1:], axes=spec.axes[1:])
+        for path, spec in table.items()
+        if spec.axes[0] == "layers"
+    }
+    ordered = list(table)
+    found: list[Piece] = []
+    for path in ordered:
+        if path not in layered:
+            found.append(Piece(path, None, table[path]))
+        elif path == next(iter(layered)):
+            found += [Piece(p, layer, s) for layer in range(config.layers) for p, s in layered.items()]
+    return found
+
+
+def external_shape(spec: ParamSpec, layout: Layout, ranks: int = 1) -> tuple[int, ...]:
+    """Shape of the tensor of one layer; for Meta, of all its ranks joined."""
+    external = spec.external
+    assert external is not None
+    if external.inputs:
+        into, out = spec.shape[: external.inputs], spec.shape[external.inputs :]
+        return math.prod(out), math.prod(into)
+    if external.rotary and layout != "hf":
+        return (ranks * spec.shape[-1],)
+    return spec.shape
+
+
+def to_external(array: np.ndarray, spec: ParamSpec, layout: Layout, ranks: int = 1, where: str = "") -> np.ndarray:
+    """One layer of a parameter as the tensor of a checkpoint, C-contiguous, the bits unchanged.
+
+    Args:
+      array: in our layout, the shape of `spec` (without the layers axis).
+      ranks: of Meta's model parallelism; the result is of all ranks joined.
+      where: for the message.
+
+    Raises:
+      UserError: the heads differ in a QK-norm vector that they share in this layout.
+    """
+    external = spec.external
+    assert external is not None
+    if external.inputs:
+        tensor = transposed(array.reshape(math.prod(spec.shape[: external.inputs]), -1))
+        if external.rotary and layout != "hf":
+            tensor = _interleave(tensor.reshape(-1, spec.shape[-1], tensor.shape[-1])).reshape(tensor.shape)
+        return tensor
+    if external.rotary and layout != "hf":
+        groups = _interleave(array[..., None])[..., 0].reshape(ranks, -1, spec.shape[-1])
+        if (_bits(groups) != _bits(groups[:, :1])).any():
+            raise UserError(
+                f"{where}: the heads have QK-norm vectors of their own, which the layout {layout} cannot hold"
+                + ("; convert to hf or meta" if layout == "hf-reference" else "")
+            )
+        return np.ascontiguousarray(groups[:, 0]).reshape(-1)
+    return np.ascontiguousarray(array)
+
+
+def from_external(tensor: np.ndarray, spec: ParamSpec, layout: Layout, ranks: int = 1) -> np.ndarray:
+    """Inverse of `to_external`; the tensor has the shape of `external_shape`."""
+    external = spec.external
+    assert external is not None
+    if external.inputs:
+        if external.rotary and layout != "hf":
+            rows = tensor.reshape(-1, spec.shape[-1], tensor.shape[-1])
+            tensor = _halves(rows).reshape(tensor.shape)
+        return transposed(tensor).reshape(spec.shape)
+    if external.rotary and layout != "hf":
+        groups = _halves(tensor.reshape(ranks, spec.shape[-1], 1))[..., 0]
+        return np.repeat(groups, spec.shape[0] // ranks, axis=0)
+    return tensor
+
+
+def transposed(x: np.ndarray) -> np.ndarray:
+    """A matrix [a, b] as a contiguous [b, a], tile by tile: several times faster than in one go."""
+    out = np.empty(x.shape[::-1], x.dtype)
+    for start in range(0, x.shape[0], _TILE):
+        out[:, start : start + _TILE] = x[start : start + _TILE].T
+    return out
+
+
+def ahead(jobs: list[Callable[[], _T]]) -> Iterator[_T]:
+    """Results of `jobs` in order; while one is used, the next is made in another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(jobs[0]) if jobs else None
+        for following in [*jobs[1:], None]:
+            assert coming is not None
+            current = coming.result()
+            coming = pool.submit(following) if following else None
+            yield current
+            del current  # before the wait for the next one: two at a time, not three
+
+
+def _halves(x_hej: np.ndarray) -> np.ndarray:
+    """Pairs (2i, 2i + 1) of axis 1 -> all firsts, then all seconds."""
+    h, e, j = x_hej.shape
+    return np.ascontiguousarray(x_hej.reshape(h, e // 2, 2, j).swapaxes(1, 2)).reshape(h, e, j)
+
+
+def _interleave(x_hej: np.ndarray) -> np.ndarray:
+    """Inverse of `_halves`."""
+    h, e, j = x_hej.shape
+    return np.ascontiguousarray(x_hej.reshape(h, 2, e // 2, j).swapaxes(1, 2)).reshape(h, e, j)
+
+
+def _bits(x: np.ndarray) -> Any:
+    """For comparisons: NaN equals itself, 0 is not -0."""
+    return x.view({1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[x.dtype.itemsize])

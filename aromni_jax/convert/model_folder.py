@@ -1,0 +1,281 @@
+"""The project's own formats: a model folder (`params/` by Orbax, `aromni.json`), and the checkpoints of a run.
+
+A model folder is written and read in pieces, so that a model of any size passes through a few of its layers' memory:
+chunks of at most 64 MiB or one layer, uncompressed (weights do not compress).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from aromni_jax import store
+from aromni_jax.config import ModelConfig, RunConfig
+from aromni_jax.convert import assets as files
+from aromni_jax.convert.extra import EXTRA_FILE, write_extra
+from aromni_jax.convert.layouts import Piece, ahead, pieces
+from aromni_jax.convert.source import Source
+from aromni_jax.errors import UserError
+from aromni_jax.model import abstract_params, nest, parameter_table
+from aromni_jax.tensorfile import Shaped, TensorFile
+from aromni_jax.vocabulary import JointVocabulary
+
+ASSETS = "assets"
+_CHUNK_BYTES = 2**26
+
+
+class ModelFolder(Source):
+    """An opened model folder, or one checkpoint of a run (the newest complete one, if the run is named).
+
+    Attributes:
+      arrays: the folder with Orbax's arrays. checksums: of its arrays, by path.
+
+    Raises:
+      UserError: nothing there, of an unknown layout version, or with a vocabulary other than it says.
+    """
+
+    def __init__(self, path: pathlib.Path, vocabulary: JointVocabulary | None) -> None:
+        self.warnings = []
+        if (path / store.MODEL_FILE).is_file():
+            self.layout, file = "aromni", path / store.MODEL_FILE
+            description = store.read_description(file)
+            self.config = _model_config(_field(description, "config", file), file)
+            checksums, metadata = (_field(description, key, file) for key in ("checksums", "metadata"))
+        else:
+            path = _step_folder(path)
+            self.layout, file = "run", path / store.METADATA / store.METADATA
+            description = store.read_description(file)
+            run = RunConfig.from_dict(_field(description, "config", file))
+            self.config, checksums = run.model, _field(description, "checksums", file)[store.PARAMS]
+            metadata = {
+                "world": run.world,
+                "template": run.template,
+                "codecs": description.get("codecs", {}),
+                "step": description["step"],
+                "recipe": description["config"],
+            }
+        self.path, self.checksums, self.metadata = path, checksums, metadata
+        self.arrays = path / store.PARAMS
+        self.vocabulary = _vocabulary(description, vocabulary, path, file)
+        size = self.vocabulary.size
+        if size != self.config.vocab_size:
+            raise UserError(f"{path}: the vocabulary has {size} ids, the model {self.config.vocab_size}")
+        self.assets = files.find_assets(path / ASSETS)
+        self._extra = TensorFile(path / EXTRA_FILE) if (path / EXTRA_FILE).is_file() else None
+        self._opened: dict[str, ts.TensorStore] = {}
+        self._whole: tuple[str, np.ndarray] | None = None
+        self._sums: dict[str, int] = {}
+
+    def read(self, piece: Piece) -> np.ndarray:
+        array = self._read(piece)
+        part = store.checksum(array, array.size * (piece.layer or 0))
+        self._sums[piece.path] = (self._sums.get(piece.path, 0) + part) % 2**32
+        return array
+
+    def dtype(self, piece: Piece) -> np.dtype:
+        dtype: np.dtype = self._array(piece.path).dtype.numpy_dtype
+        return dtype
+
+    def planned(self) -> list[tuple[Piece, np.dtype]]:
+        plan = super().planned()
+        if any(self._coarse(piece) for piece, _ in plan):
+            # Layers that lie in one large chunk are read together, so they have to be asked for together.
+            order = {path: number for number, path in enumerate(parameter_table(self.config))}
+            plan.sort(key=lambda entry: order[entry[0].path])
+        return plan
+
+    def check(self) -> None:
+        for path, value in self._sums.items():
+            if self.checksums.get(path) != value:
+                raise store.Damaged(f"{self.arrays}: array {path} is damaged (its checksum differs)")
+
+    @property
+    def passengers(self) -> Mapping[str, Shaped]:
+        return self._extra.tensors if self._extra else {}
+
+    def read_passenger(self, name: str) -> np.ndarray:
+        assert self._extra is not None
+        return self._extra.read(name)
+
+    def _read(self, piece: Piece) -> np.ndarray:
+        array = self._array(piece.path)
+        try:
+            if piece.layer is None or not self._coarse(piece):
+                part: np.ndarray = (array if piece.layer is None else array[piece.layer]).read().result()
+                return part
+            if self._whole is None or self._whole[0] != piece.path:
+                self._whole = None  # before the next one is read: one at a time
+                self._whole = (piece.path, array.read().result())
+            return self._whole[1][piece.layer]
+        except ValueError as error:
+            reason = store.failure_reason(error)
+            raise store.Damaged(f"{self.arrays}: array {piece.path} cannot be read ({reason})") from None
+
+    def _coarse(self, piece: Piece) -> bool:
+        """Whether one layer cannot be read without many others (as training writes them)."""
+        array = self._array(piece.path)
+        chunk = [int(side or 1) for side in array.chunk_layout.read_chunk.shape or (1,)]
+        size = math.prod(chunk) * array.dtype.numpy_dtype.itemsize
+        return piece.layer is not None and chunk[0] > 1 and size > _CHUNK_BYTES
+
+    def _array(self, path: str) -> ts.TensorStore:
+        if not self._opened:
+            store.check_shapes(self.arrays, abstract_params(self.config))
+        if path not in self._opened:
+            folder = str(self.arrays.absolute())
+            ocdbt = (self.arrays / "manifest.ocdbt").is_file()
+            within = path.replace("/", ".") + "/"
+            files_at = {"driver": "file", "path": f"{folder}/{within}"}
+            kvstore = {"driver": "ocdbt", "base": f"file://{folder}/", "path": within} if ocdbt else files_at
+            found, error = store.attempt(lambda: ts.open({"driver": "zarr", "kvstore": kvstore}).result())
+            if found is None:
+                reason = store.failure_reason(error) if error else "not found"
+                raise store.Damaged(f"{self.arrays}: array {path} cannot be read ({reason})")
+            self._opened[path] = found
+        return self._opened[path]
+
+
+def write_model_folder(
+    folder: pathlib.Path, source: Source, dtype: np.dtype | None, progress: Callable[[int], None]
+) -> None:
+    """Fill an existing, empty folder with a model folder.
+
+    Args:
+      dtype: of the stored arrays; None = as the source has them.
+    """
+    stacked = _stacked(source, dtype, progress)
+
+    def write() -> None:
+        registry = ocp.type_handlers.create_type_handler_registry((_Stacked, _StackedHandler()))
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False)
+        with ocp.Checkpointer(handler) as writer:
+            writer.save((folder / store.PARAMS).absolute(), args=ocp.args.PyTreeSave(nest(stacked)))
+
+    _, error = store.attempt(write)
+    if error:
+        raise error
+    write_extra(folder, source, training=False, vq=True)
+    files.write_assets(folder / ASSETS, source.assets)
+    description = {
+        "layout_version": store.LAYOUT_VERSION,
+        "config": dataclasses.asdict(source.config),
+        "vocabulary": source.vocabulary.to_dict(),
+        "vocabulary_fingerprint": source.vocabulary.fingerprint(),
+        "checksums": {path: array.checksum for path, array in stacked.items()},
+        "metadata": {"world": None, "template": None, **source.metadata},
+    }
+    store.write_json(folder / store.MODEL_FILE, description)
+
+
+@dataclasses.dataclass
+class _Stacked:
+    """A parameter to be written: its parts come one after the other along axis 0; `checksum` grows with them."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    parts: Callable[[], Iterator[np.ndarray]]
+    checksum: int = 0
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+class _StackedHandler(ocp.type_handlers.NumpyHandler):
+    """Lets Orbax write `_Stacked` as it writes numpy arrays, but part by part, one parameter after the other."""
+
+    def __init__(self) -> None:
+        super().__init__(deepcopy_host_arrays=False)
+
+    async def _open_and_write(self, value: _Stacked, tspec: dict[str, Any], ts_context: ts.Context) -> None:
+        # Nothing is awaited on purpose: Orbax starts all parameters at once, and one at a time is what memory allows.
+        row = math.prod(value.shape[1:]) * value.dtype.itemsize
+        rows = max(1, min(value.shape[0], _CHUNK_BYTES // max(1, row)))
+        tspec["metadata"] |= {"chunks": [rows, *value.shape[1:]], "compressor": None}
+        array = ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context).result()
+        start = 0
+        for part in _gathered(value.parts(), rows):
+            value.checksum = (value.checksum + store.checksum(part, start * part[0].size)) % 2**32
+            array[start : start + len(part)].write(part).result()
+            start += len(part)
+
+
+def _gathered(parts: Iterator[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """Parts joined until they have `rows` rows, so that a chunk is written once."""
+    held: list[np.ndarray] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= rows:
+            yield held[0] if len(held) == 1 else np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def _stacked(source: Source, dtype: np.dtype | None, progress: Callable[[int], None]) -> dict[str, _Stacked]:
+    grouped: dict[str, list[Piece]] = {}
+    for piece in [*pieces(source.config), *pieces(source.config, training_only=True)]:
+        grouped.setdefault(piece.path, []).append(piece)
+
+    def parts(group: list[Piece], kind: np.dtype) -> Iterator[np.ndarray]:
+        def job(piece: Piece) -> Callable[[], np.ndarray]:
+            return lambda: source.read(piece).astype(kind, copy=False)
+
+        for piece, array in zip(group, ahead([job(piece) for piece in group]), strict=True):
+            yield array if piece.layer is None else array[None]
+            progress(array.nbytes)
+
+    found = {}
+    for path, group in grouped.items():
+        kind, first = dtype or source.dtype(group[0]), group[0]
+        shape = first.spec.shape if first.layer is None else (len(group), *first.spec.shape)
+        found[path] = _Stacked(shape, kind, lambda group=group, kind=kind: parts(group, kind))  # type: ignore[misc]
+    return found
+
+
+def _vocabulary(
+    description: Mapping[str, Any], given: JointVocabulary | None, path: pathlib.Path, file: pathlib.Path
+) -> JointVocabulary:
+    own = JointVocabulary.from_dict(_field(description, "vocabulary", file))
+    if own.fingerprint() != _field(description, "vocabulary_fingerprint", file):
+        raise UserError(f"{path}: its vocabulary does not match its own fingerprint; the description was edited")
+    if given is not None and given.fingerprint() != own.fingerprint():
+        raise UserError(
+            f"{path}: made with vocabulary {own.fingerprint()}, but {given.fingerprint()} is in use: take the "
+            "codecs and prompts that belong to the model"
+        )
+    return own
+
+
+def _step_folder(path: pathlib.Path) -> pathlib.Path:
+    """The checkpoint that a path means: itself, or the newest complete one of a run."""
+    if (path / store.METADATA).is_dir():
+        return path
+    run = path.parent if path.name == store.CHECKPOINTS else path
+    steps = store.complete_steps(run)
+    if not steps:
+        raise UserError(
+            f"{path}: no model here: neither a model folder ({store.MODEL_FILE}), nor a run or checkpoint that is "
+            "complete, nor weights of Hugging Face (config.json) or Meta (params.json)"
+        )
+    return run / store.CHECKPOINTS / str(steps[-1])
+
+
+def _model_config(values: Mapping[str, Any], file: pathlib.Path) -> ModelConfig:
+    try:
+        return RunConfig.from_dict({"model": values}).model
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+def _field(description: Mapping[str, Any], key: str, file: pathlib.Path) -> Any:
+    if key not in description:
+        raise UserError(f"{file}: key {key} is missing; the description was edited")
+    return description[key]
