@@ -43,6 +43,8 @@ class ModelConfig:
     Attributes:
       norm_order: "pre": x + f(norm(x)); "swin": x + norm(f(x)).
       qk_norm_eps: eps of the LayerNorm on queries and keys; 1e-5 whatever norm_eps says.
+      qk_norm_groups: groups of heads that share the vectors of that LayerNorm: 1 in the 7B release, 4 in the 34B one
+        (SPEC 3.4), where weights that are trained on have to stay such; 0 = every head has its own.
       compute_dtype, param_dtype: "float32" or "bfloat16"; norms, softmax, RoPE and logits are float32 always.
       attention: backend name in `model.attention`.
       remat: what the backward pass recomputes: "none", "dots" (keeps matmul results) or "full" (keeps layer inputs).
@@ -61,6 +63,7 @@ class ModelConfig:
     norm_order: Literal["pre", "swin"] = "pre"
     norm_eps: float = 1e-5
     qk_norm_eps: float = 1e-5
+    qk_norm_groups: int = 0
     rope_theta: float = 10_000.0
     max_positions: int = 4096
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -75,6 +78,11 @@ class ModelConfig:
         sizes = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "max_positions")
         _require_positive(self, "model", *sizes)
         _require(self.heads % self.kv_heads == 0, "model.heads", f"must be a multiple of kv_heads {self.kv_heads}")
+        groups = self.qk_norm_groups
+        shared = groups == 0 or (groups > 0 and self.kv_heads % groups == 0)
+        _require(
+            shared, "model.qk_norm_groups", f"is {groups}; use 0, or a number that divides kv_heads {self.kv_heads}"
+        )
         _require(self.head_dim % 2 == 0, "model.head_dim", "must be even (RoPE turns pairs)")
 
 

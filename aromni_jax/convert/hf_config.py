@@ -48,8 +48,8 @@ _TINY_VQ = {"embed_dim": 1, "num_embeddings": 1, "latent_channels": 32, "resolut
             "channel_multiplier": [1], "num_res_blocks": 1}  # fmt: skip
 
 
-def model_config(values: Mapping[str, Any], dtype: np.dtype, file: pathlib.Path) -> ModelConfig:
-    """Our config from the keys of a config.json; `dtype` is that of the tensors.
+def model_config(values: Mapping[str, Any], dtype: np.dtype, qk_norm_groups: int, file: pathlib.Path) -> ModelConfig:
+    """Our config from the keys of a config.json; `dtype` and `qk_norm_groups` are those of the tensors.
 
     Raises:
       UserError: another kind of model, a key that is missing, or a setting that this decoder does not have.
@@ -73,7 +73,9 @@ def model_config(values: Mapping[str, Any], dtype: np.dtype, file: pathlib.Path)
     head_dim = known.get("head_dim") or shared["dim"] // max(1, shared["heads"])
     norm_order = "swin" if known.get("swin_norm") else "pre"
     noted = (values.get(OURS) or {}).get("model", {})
-    return with_ours({**shared, "head_dim": head_dim, "norm_order": norm_order}, noted, dtype, str(file))
+    return with_ours(
+        {**shared, "head_dim": head_dim, "norm_order": norm_order}, noted, dtype, qk_norm_groups, str(file)
+    )
 
 
 def config_json(source: Source, layout: str, dtype: str) -> dict[str, Any]:

@@ -15,7 +15,16 @@ from aromni_jax.convert import assets as files
 from aromni_jax.convert import hf_config
 from aromni_jax.convert.card import model_card
 from aromni_jax.convert.extra import read_extra, write_extra
-from aromni_jax.convert.layouts import Layout, Piece, ahead, external_shape, from_external, pieces, to_external
+from aromni_jax.convert.layouts import (
+    Layout,
+    Piece,
+    ahead,
+    external_shape,
+    from_external,
+    least_groups,
+    pieces,
+    to_external,
+)
 from aromni_jax.convert.source import OURS, VQ, Source, check_shape, own_vocabulary
 from aromni_jax.errors import UserError
 from aromni_jax.tensorfile import Shaped, TensorFile, TensorWriter
@@ -61,7 +70,9 @@ class HuggingFace(Source):
         if probe is None:
             raise UserError(f"{folder}: no tensor is named ...self_attn.q_norm.weight; this is no Chameleon checkpoint")
         self.layout: Layout = "hf" if len(self._where[probe].tensors[probe][0]) == 2 else "hf-reference"
-        self.config = hf_config.model_config(values, self._where[probe].tensors[probe][1], folder / _CONFIG)
+        groups = self._norm_groups() if self.layout == "hf" else 1
+        dtype = self._where[probe].tensors[probe][1]
+        self.config = hf_config.model_config(values, dtype, groups, folder / _CONFIG)
         self.assets = {**files.find_assets(folder), files.HF_CONFIG: folder / _CONFIG}
         noted = values.get(OURS) or {}
         self.vocabulary = own_vocabulary(noted.get("vocabulary") or {}, self.config.vocab_size, vocabulary, folder)
@@ -81,7 +92,7 @@ class HuggingFace(Source):
             assert self._extra is not None
             return self._extra.read(piece.path)
         name = piece.name(self.layout)
-        return from_external(self._tensor(name), piece.spec, self.layout)
+        return from_external(self._tensor(name), piece.spec, self.layout, where=f"{self.path}, {name}")
 
     def dtype(self, piece: Piece) -> np.dtype:
         name = piece.path if piece.spec.external is None else piece.name(self.layout)
@@ -106,6 +117,16 @@ class HuggingFace(Source):
         if noted is not None and store.checksum(array) != noted:
             raise store.Damaged(f"{self._where[name].path}: tensor {name} is damaged (its checksum differs)")
         return array
+
+    def _norm_groups(self) -> int:
+        """How many groups of heads have QK-norm vectors of their own: 0 if every one has, as their layout would allow.
+
+        Weights of the 7B release must stay such that one vector serves all, or they could not go back to its own code.
+        """
+        names = [name for name in self._where if re.search(r"self_attn\.[qk]_norm\.(weight|bias)$", name)]
+        found = [least_groups(self._where[name].read(name)) for name in names]
+        fewest = min(len(self._where[name].read(name)) for name in names)
+        return max(found) if all(max(found) % groups == 0 for groups in found) and max(found) < fewest else 0
 
     def _open(self, folder: pathlib.Path) -> dict[str, TensorHolder]:
         """Every tensor's file, by the index where there is one."""

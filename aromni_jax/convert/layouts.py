@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -80,8 +80,8 @@ def external_shape(spec: ParamSpec, layout: Layout, ranks: int = 1) -> tuple[int
     if external.inputs:
         into, out = spec.shape[: external.inputs], spec.shape[external.inputs :]
         return math.prod(out), math.prod(into)
-    if external.rotary and layout != "hf":
-        return (ranks * spec.shape[-1],)
+    if external.heads:
+        return (external.heads, spec.shape[-1]) if layout == "hf" else (ranks * spec.shape[-1],)
     return spec.shape
 
 
@@ -103,19 +103,25 @@ def to_external(array: np.ndarray, spec: ParamSpec, layout: Layout, ranks: int =
         if external.rotary and layout != "hf":
             tensor = _interleave(tensor.reshape(-1, spec.shape[-1], tensor.shape[-1])).reshape(tensor.shape)
         return tensor
-    if external.rotary and layout != "hf":
-        groups = _interleave(array[..., None])[..., 0].reshape(ranks, -1, spec.shape[-1])
-        if (_bits(groups) != _bits(groups[:, :1])).any():
+    if external.heads:
+        vectors = array if layout == "hf" else _interleave(array[..., None])[..., 0]
+        count = external.heads if layout == "hf" else ranks
+        regrouped = _regrouped(vectors, count)
+        if regrouped is None:
             raise UserError(
-                f"{where}: the heads have QK-norm vectors of their own, which the layout {layout} cannot hold"
+                f"{where}: {spec.shape[0]} groups of heads have QK-norm vectors of their own, {layout} holds {count}"
                 + ("; convert to hf or meta" if layout == "hf-reference" else "")
             )
-        return np.ascontiguousarray(groups[:, 0]).reshape(-1)
+        return regrouped if layout == "hf" else regrouped.reshape(-1)
     return np.ascontiguousarray(array)
 
 
-def from_external(tensor: np.ndarray, spec: ParamSpec, layout: Layout, ranks: int = 1) -> np.ndarray:
-    """Inverse of `to_external`; the tensor has the shape of `external_shape`."""
+def from_external(tensor: np.ndarray, spec: ParamSpec, layout: Layout, ranks: int = 1, where: str = "") -> np.ndarray:
+    """Inverse of `to_external`; the tensor has the shape of `external_shape`.
+
+    Raises:
+      UserError: heads that share their QK-norm vectors by our config have different ones.
+    """
     external = spec.external
     assert external is not None
     if external.inputs:
@@ -123,10 +129,24 @@ def from_external(tensor: np.ndarray, spec: ParamSpec, layout: Layout, ranks: in
             rows = tensor.reshape(-1, spec.shape[-1], tensor.shape[-1])
             tensor = _halves(rows).reshape(tensor.shape)
         return transposed(tensor).reshape(spec.shape)
-    if external.rotary and layout != "hf":
-        groups = _halves(tensor.reshape(ranks, spec.shape[-1], 1))[..., 0]
-        return np.repeat(groups, spec.shape[0] // ranks, axis=0)
+    if external.heads:
+        vectors = tensor if layout == "hf" else _halves(tensor.reshape(ranks, -1, 1))[..., 0]
+        regrouped = _regrouped(vectors, spec.shape[0])
+        if regrouped is None:
+            raise UserError(f"{where}: has QK-norm vectors of more than {spec.shape[0]} groups (model.qk_norm_groups)")
+        return regrouped
     return tensor
+
+
+def _regrouped(vectors_ge: np.ndarray, count: int) -> np.ndarray | None:
+    """Vectors of g groups of heads as those of `count` groups; None if some would have to be two things at once."""
+    groups, width = vectors_ge.shape
+    if count % groups == 0:
+        return np.repeat(vectors_ge, count // groups, axis=0)
+    if groups % count:
+        return None
+    shared = vectors_ge.reshape(count, groups // count, width)
+    return None if (_bits(shared) != _bits(shared[:, :1])).any() else np.ascontiguousarray(shared[:, 0])
 
 
 def transposed(x: np.ndarray) -> np.ndarray:
@@ -137,16 +157,17 @@ def transposed(x: np.ndarray) -> np.ndarray:
     return out
 
 
-def ahead(jobs: list[Callable[[], _T]]) -> Iterator[_T]:
+def ahead(jobs: Iterable[Callable[[], _T]]) -> Iterator[_T]:
     """Results of `jobs` in order; while one is used, the next is made in another thread."""
+    coming: Future[_T] | None = None
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(jobs[0]) if jobs else None
-        for following in [*jobs[1:], None]:
-            assert coming is not None
-            current = coming.result()
-            coming = pool.submit(following) if following else None
-            yield current
-            del current  # before the wait for the next one: two at a time, not three
+        for job in jobs:
+            following = pool.submit(job)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()
 
 
 def _halves(x_hej: np.ndarray) -> np.ndarray:
@@ -159,6 +180,13 @@ def _interleave(x_hej: np.ndarray) -> np.ndarray:
     """Inverse of `_halves`."""
     h, e, j = x_hej.shape
     return np.ascontiguousarray(x_hej.reshape(h, 2, e // 2, j).swapaxes(1, 2)).reshape(h, e, j)
+
+
+def least_groups(vectors_ge: np.ndarray) -> int:
+    """The least number of groups of heads that share their vectors."""
+    return next(
+        n for n in range(1, len(vectors_ge) + 1) if len(vectors_ge) % n == 0 and _regrouped(vectors_ge, n) is not None
+    )
 
 
 def _bits(x: np.ndarray) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from aromni_jax import store
 from aromni_jax.config import ModelConfig
 from aromni_jax.convert import assets as files
 from aromni_jax.convert.extra import read_extra, write_extra
-from aromni_jax.convert.layouts import Piece, ahead, external_shape, from_external, pieces, to_external
+from aromni_jax.convert.layouts import Piece, ahead, external_shape, from_external, least_groups, pieces, to_external
 from aromni_jax.convert.source import OURS, VQ, Source, check_shape, ours, own_vocabulary, with_ours
 from aromni_jax.errors import UserError
 from aromni_jax.tensorfile import Shaped
@@ -67,7 +66,7 @@ class Meta(Source):
         if "output.weight" not in first.tensors or "tok_embeddings.weight" not in first.tensors:
             raise UserError(f"{first.path}: tensor tok_embeddings.weight or output.weight is missing")
         size, dtype = len(self._shards) * first.tensors["output.weight"][0][0], first.tensors["output.weight"][1]
-        self.config = _model_config(values, size, dtype, folder / PARAMS)
+        self.config = _model_config(values, size, dtype, len(self._shards), folder / PARAMS)
         tokenizer = next((p for p in (folder / "tokenizer", folder.parents[1] / "tokenizer") if p.is_dir()), folder)
         self.assets = files.find_assets(tokenizer)
         noted = values.get(OURS) or {}
@@ -92,7 +91,7 @@ class Meta(Source):
         else:  # as Hugging Face's own conversion does; ranks that were trained apart may differ in the last bits
             whole = np.mean([part.astype(np.float32) for part in parts], axis=0).astype(parts[0].dtype)
             self.warnings.append(f"{self.path}: {name} differs between ranks; their mean is used")
-        return from_external(whole, piece.spec, "meta", len(self._shards))
+        return from_external(whole, piece.spec, "meta", len(self._shards), f"{self.path}, {name}")
 
     def dtype(self, piece: Piece) -> np.dtype:
         if piece.spec.external is None:
@@ -192,18 +191,14 @@ def _rank_shape(piece: Piece, ranks: int) -> tuple[int, ...]:
 
 def _ranks(source: Source) -> int:
     """The least number of ranks in which every head norm is one vector per rank."""
-    norms = [piece for piece in pieces(source.config) if piece.spec.axes == ("heads", "head_dim")]
-    norms += [piece for piece in pieces(source.config) if piece.spec.axes == ("kv_heads", "head_dim")]
-    arrays = [(piece, source.read(piece)) for piece in norms]
+    norms = [piece for piece in pieces(source.config) if piece.spec.external and piece.spec.external.heads]
+    needed = {least_groups(source.read(piece)) for piece in norms}
     for ranks in (1, 2, 4, _MOST_RANKS):
-        if source.config.kv_heads % ranks:
-            break
-        with contextlib.suppress(UserError):
-            for piece, array in arrays:
-                to_external(array, piece.spec, "meta", ranks)
+        if source.config.kv_heads % ranks == 0 and all(ranks % groups == 0 for groups in needed):
             return ranks
     raise UserError(
-        f"{source.path}: every head has QK-norm vectors of its own; Meta's layout has one per rank. Convert to hf"
+        f"{source.path}: {max(needed)} groups of heads have QK-norm vectors of their own; Meta's layout has one per "
+        f"rank, and {_MOST_RANKS} ranks at most. Convert to hf"
     )
 
 
@@ -228,7 +223,9 @@ def _shard_files(folder: pathlib.Path, values: Mapping[str, Any]) -> list[pathli
     return [found[name] for name in wanted]
 
 
-def _model_config(values: Mapping[str, Any], vocab_size: int, dtype: np.dtype, file: pathlib.Path) -> ModelConfig:
+def _model_config(
+    values: Mapping[str, Any], vocab_size: int, dtype: np.dtype, ranks: int, file: pathlib.Path
+) -> ModelConfig:
     missing = [key for key in ("dim", "n_layers", "n_heads") if key not in values]
     if missing:
         raise UserError(f"{file}: key {missing[0]} is missing")
@@ -249,7 +246,7 @@ def _model_config(values: Mapping[str, Any], vocab_size: int, dtype: np.dtype, f
     }
     noted = (values.get(OURS) or {}).get("model", {})
     positions = (values.get(OURS) or {}).get("max_positions", 4096)
-    return with_ours({**config, "max_positions": positions}, noted, dtype, str(file))
+    return with_ours({**config, "max_positions": positions}, noted, dtype, ranks, str(file))
 
 
 def _params_json(source: Source) -> dict[str, Any]:

@@ -6,6 +6,7 @@ chunks of at most 64 MiB or one layer, uncompressed (weights do not compress).
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import pathlib
@@ -71,12 +72,11 @@ class ModelFolder(Source):
         self._extra = TensorFile(path / EXTRA_FILE) if (path / EXTRA_FILE).is_file() else None
         self._opened: dict[str, ts.TensorStore] = {}
         self._whole: tuple[str, np.ndarray] | None = None
-        self._sums: dict[str, int] = {}
+        self._sums: dict[str, dict[int | None, int]] = collections.defaultdict(dict)
 
     def read(self, piece: Piece) -> np.ndarray:
         array = self._read(piece)
-        part = store.checksum(array, array.size * (piece.layer or 0))
-        self._sums[piece.path] = (self._sums.get(piece.path, 0) + part) % 2**32
+        self._sums[piece.path][piece.layer] = store.checksum(array, array.size * (piece.layer or 0))
         return array
 
     def dtype(self, piece: Piece) -> np.dtype:
@@ -92,8 +92,9 @@ class ModelFolder(Source):
         return plan
 
     def check(self) -> None:
-        for path, value in self._sums.items():
-            if self.checksums.get(path) != value:
+        for path, parts in self._sums.items():
+            whole = None in parts or len(parts) == self.config.layers
+            if whole and self.checksums.get(path) != sum(parts.values()) % 2**32:
                 raise store.Damaged(f"{self.arrays}: array {path} is damaged (its checksum differs)")
 
     @property

@@ -83,14 +83,20 @@ class Source(abc.ABC):
         return [(piece, self.dtype(piece)) for piece in pieces(self.config)]
 
 
-def with_ours(config: Mapping[str, Any], ours: Mapping[str, Any], dtype: np.dtype, where: str) -> ModelConfig:
+def with_ours(
+    config: Mapping[str, Any], ours: Mapping[str, Any], dtype: np.dtype, qk_norm_groups: int, where: str
+) -> ModelConfig:
     """A model config from what a foreign file says (`config`) and what we once noted beside it (`ours`).
+
+    Args:
+      dtype, qk_norm_groups: as the tensors have them; a note on the groups is followed, if there is one.
 
     Raises:
       UserError: naming the file and the key.
     """
     held = "bfloat16" if dtype.name == "bfloat16" else "float32"
-    values = {"compute_dtype": held, **ours, "param_dtype": held, **config}
+    found = {"compute_dtype": held, "qk_norm_groups": qk_norm_groups}
+    values = {**found, **ours, "param_dtype": held, **config}
     try:
         return RunConfig.from_dict({"model": values}).model
     except UserError as error:
@@ -99,7 +105,10 @@ def with_ours(config: Mapping[str, Any], ours: Mapping[str, Any], dtype: np.dtyp
 
 def ours(config: ModelConfig) -> dict[str, Any]:
     """The part of a model config that foreign files have no place for."""
-    keys = ("qk_norm_eps", "compute_dtype", "attention", "remat", "scan_layers", "perceptual_dim", "logits_tile")
+    keys = (
+        "qk_norm_eps", "qk_norm_groups", "compute_dtype", "attention", "remat", "scan_layers", "perceptual_dim",
+        "logits_tile",
+    )  # fmt: skip
     return {key: dataclasses.asdict(config)[key] for key in keys}
 
 

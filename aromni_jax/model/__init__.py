@@ -14,8 +14,10 @@ from aromni_jax.model.parameters import (
     parameter_counts,
     parameter_table,
 )
+from aromni_jax.model.presets import PRESETS
 
 __all__ = [
+    "PRESETS",
     "Decoder",
     "External",
     "KVCache",

@@ -14,12 +14,17 @@ def rms_norm(x_bsd: jax.Array, scale_d: jax.Array, eps: float) -> jax.Array:
     return normed * jnp.expand_dims(scale_d.astype(x_bsd.dtype), range(x_bsd.ndim - 1))
 
 
-def head_layer_norm(x_bshe: jax.Array, scale_he: jax.Array, bias_he: jax.Array, eps: float) -> jax.Array:
-    """LayerNorm over each head's dimensions, with a weight and a bias per head; float32 result (RoPE follows)."""
+def head_layer_norm(x_bshe: jax.Array, scale_ge: jax.Array, bias_ge: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over each head's dimensions; float32 result (RoPE follows).
+
+    Weight and bias are those of g groups of heads: head i belongs to group i * g / h.
+    """
+    heads, groups = x_bshe.shape[-2], scale_ge.shape[0]
     x32 = x_bshe.astype(jnp.float32)
     mean = jnp.mean(x32, axis=-1, keepdims=True)
     centred = x32 - mean
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
     leading = range(x_bshe.ndim - 2)
-    scale = jnp.expand_dims(scale_he.astype(jnp.float32), leading)
-    return centred * inverse * scale + jnp.expand_dims(bias_he.astype(jnp.float32), leading)
+    scale_he = jnp.repeat(scale_ge.astype(jnp.float32), heads // groups, axis=0)
+    bias_he = jnp.repeat(bias_ge.astype(jnp.float32), heads // groups, axis=0)
+    return centred * inverse * jnp.expand_dims(scale_he, leading) + jnp.expand_dims(bias_he, leading)

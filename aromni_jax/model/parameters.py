@@ -35,6 +35,7 @@ class External:
       inputs: how many of its own axes, from the left, are the inputs of a linear map. PyTorch has [out, in], each flat.
       rotary: the head_dim axis is in rotate-half order here and upstream, in interleaved pairs elsewhere.
       parallel: axis of the PyTorch tensor along which Meta's model-parallel ranks share it; None = each has all of it.
+      heads: of a QK-norm vector: how many heads it serves.
     """
 
     hf: str
@@ -42,6 +43,7 @@ class External:
     inputs: int = 0
     rotary: bool = False
     parallel: int | None = None
+    heads: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,9 @@ def parameter_table(config: ModelConfig) -> dict[str, ParamSpec]:
     ) -> ParamSpec:
         return ParamSpec(shape, config.param_dtype, axes, init, External(hf, meta, **how) if hf else None)
 
+    groups = config.qk_norm_groups
+    q_norm = (groups or h, e), ("norm" if groups else "heads", "head_dim")
+    k_norm = (groups or k, e), ("norm" if groups else "kv_heads", "head_dim")
     layer = {
         "attention_norm/scale": row((d,), ("norm",), "input_layernorm.weight", "attention_norm.weight", "ones"),
         "attention/query": row(
@@ -89,20 +94,20 @@ def parameter_table(config: ModelConfig) -> dict[str, ParamSpec]:
             inputs=1, parallel=0,
         ),
         "attention/query_norm/scale": row(
-            (h, e), ("heads", "head_dim"), "self_attn.q_norm.weight", "attention.q_normalization.weight", "ones",
-            rotary=True, parallel=0,
+            *q_norm, "self_attn.q_norm.weight", "attention.q_normalization.weight", "ones",
+            rotary=True, parallel=0, heads=h,
         ),
         "attention/query_norm/bias": row(
-            (h, e), ("heads", "head_dim"), "self_attn.q_norm.bias", "attention.q_normalization.bias", "zeros",
-            rotary=True, parallel=0,
+            *q_norm, "self_attn.q_norm.bias", "attention.q_normalization.bias", "zeros",
+            rotary=True, parallel=0, heads=h,
         ),
         "attention/key_norm/scale": row(
-            (k, e), ("kv_heads", "head_dim"), "self_attn.k_norm.weight", "attention.k_normalization.weight", "ones",
-            rotary=True, parallel=0,
+            *k_norm, "self_attn.k_norm.weight", "attention.k_normalization.weight", "ones",
+            rotary=True, parallel=0, heads=k,
         ),
         "attention/key_norm/bias": row(
-            (k, e), ("kv_heads", "head_dim"), "self_attn.k_norm.bias", "attention.k_normalization.bias", "zeros",
-            rotary=True, parallel=0,
+            *k_norm, "self_attn.k_norm.bias", "attention.k_normalization.bias", "zeros",
+            rotary=True, parallel=0, heads=k,
         ),
         "attention/out": row(
             (h, e, d), ("heads", "head_dim", "embed"), "self_attn.o_proj.weight", "attention.wo.weight",
@@ -186,7 +191,7 @@ def abstract_params(config: ModelConfig) -> Params:
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Parameters by group: embedder, attention, ffn, norms, head, perceptual; and their "total".
 
-    The 7B configuration of SPEC 3.1 counts its QK-norm vectors once per head here (DESIGN 4), not once per layer.
+    QK-norm vectors count once per group of heads that shares them.
     """
     groups = dict.fromkeys(("embedder", "attention", "ffn", "norms", "head"), 0)
     for path, spec in parameter_table(config).items():

@@ -2,18 +2,18 @@
 
 import functools
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference_names import export_gradient, import_params, model_config
 from small_models import change
 
-from aromni_jax.model import KVCache, forward, logits
+from aromni_jax.convert import load_model
+from aromni_jax.convert.layouts import pieces, to_external
+from aromni_jax.model import KVCache, flatten, forward, logits
+from tests.golden_models import FOLDER, VOCABULARY
 
-FOLDER = pathlib.Path(__file__).parents[1] / "data" / "golden" / "g1_decoder"
 TOLERANCE = 1e-4
 COLUMNS = slice(None, None, 8)  # the stored files keep every eighth column of logits
 CACHE = 48  # one length for all cached tests: one compiled step
@@ -29,13 +29,10 @@ def run_rows(params, config, ids, positions=None, mask=None):
 
 @functools.cache
 def _load(name):
-    reference = json.loads((FOLDER / f"{name}.json").read_text())
-    config = model_config(reference)
-    with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
+    model = load_model(FOLDER / name, VOCABULARY)
+    with np.load(FOLDER / name / "cases.npz", allow_pickle=False) as file:
         arrays = dict(file)
-    weights = {k.removeprefix("weight/"): v for k, v in arrays.items() if k.startswith("weight/")}
-    params = jax.tree.map(jnp.asarray, import_params(weights, config))
-    return config, params, arrays, reference
+    return model.config, model.params, arrays, json.loads((FOLDER / name / "config.json").read_text())
 
 
 @pytest.fixture(params=["mha", "gqa", "mha_swin", "gqa_swin"])
@@ -138,10 +135,11 @@ def test_gradients_of_the_training_loss(case):
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(params)
     np.testing.assert_allclose(value, arrays["loss"], rtol=1e-5)
-    names = [name.removeprefix("grad/") for name in arrays if name.startswith("grad/")]
-    assert len(names) > 15
-    for name in names:
-        ours = export_gradient(name, gradients, config)
+    names = {piece.name("hf-reference"): piece for piece in pieces(config)}
+    wanted = [name.removeprefix("grad/") for name in arrays if name.startswith("grad/")]
+    assert len(wanted) > 15
+    for name in wanted:
+        ours = _external_gradient(names[name], gradients)
         if name == "model.embed_tokens.weight":
             ours = ours.copy()
             ours[reference["pad_token_id"]] = 0  # the reference never trains the padding row
@@ -149,3 +147,25 @@ def test_gradients_of_the_training_loss(case):
             ours = ours[:: 4 if ours.shape[0] < config.vocab_size else 16]
         theirs = arrays[f"grad/{name}"]
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max(), err_msg=name)
+
+
+def _external_gradient(piece, gradients):
+    """In the reference's layout."""
+    array = np.asarray(flatten(gradients)[piece.path])
+    return to_external(array if piece.layer is None else array[piece.layer], piece.spec, "hf-reference")
+
+
+def test_metas_own_transformer(case):
+    """What Meta's implementation gives for the same weights (golden set G1m), prompts of different lengths included."""
+    config, params, arrays, _ = case
+    hidden_bsd, _ = run_rows(params, config, arrays["input_ids"])
+    _check(params, config, hidden_bsd, arrays["meta_logits"])
+    cache = KVCache.create(config, 2, CACHE)
+    real = arrays["leftpad_attention_mask"]
+    np.testing.assert_array_equal(real.sum(1), arrays["meta_ragged_prompt_lengths"])
+    hidden_bsd, cache = run(params, config, arrays["leftpad_input_ids"], segment_ids_bs=real, cache=cache)
+    one = np.ones((2, 1), np.int32)
+    for step, picked_b in enumerate(arrays["meta_ragged_decode_tokens"].T):
+        _check(params, config, hidden_bsd[:, -1:], arrays["meta_ragged_decode_logits"][:, step : step + 1])
+        hidden_bsd, cache = run(params, config, picked_b[:, None].astype(np.int32), segment_ids_bs=one, cache=cache)
+    _check(params, config, hidden_bsd[:, -1:], arrays["meta_ragged_decode_logits"][:, -1:])
