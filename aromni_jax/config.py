@@ -180,12 +180,14 @@ class TrainConfig:
     """Length and rhythm of a run, in optimiser steps.
 
     Attributes:
+      init_from: model of any format whose weights a new run begins with; "" = random ones.
       max_skipped_steps: the run stops after so many non-finite steps in total.
       keep_checkpoints: newest checkpoints kept.
     """
 
     steps: int = 1000
     seed: int = 0
+    init_from: str = ""
     accumulate_steps: int = 1
     log_every: int = 20
     eval_every: int = 500

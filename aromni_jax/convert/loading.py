@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ import numpy as np
 from aromni_jax import store
 from aromni_jax.config import ModelConfig
 from aromni_jax.convert.converting import Dtype, convert, open_source
-from aromni_jax.convert.layouts import Piece, ahead, pieces
+from aromni_jax.convert.layouts import Piece, pieces
 from aromni_jax.convert.model_folder import ModelFolder
 from aromni_jax.convert.source import Source
+from aromni_jax.errors import UserError
 from aromni_jax.model import Params, abstract_params, check_params, flatten, forward, logits, nest, parameter_table
 from aromni_jax.tensorfile import Shaped
 from aromni_jax.vocabulary import JointVocabulary
@@ -142,11 +144,43 @@ def _restored(source: ModelFolder) -> Params:
 
 
 def _stacked(source: Source) -> Params:
-    """Piece by piece; the host holds the model once, and one piece more."""
-    table = parameter_table(source.config)
-    arrays = {path: np.empty(spec.shape, np.dtype(spec.dtype)) for path, spec in table.items()}
-    wanted = [piece for piece, _ in source.planned()] + pieces(source.config, training_only=True)
-    for piece, array in zip(wanted, ahead([functools.partial(source.read, piece) for piece in wanted]), strict=True):
-        arrays[piece.path][... if piece.layer is None else piece.layer] = array
-    device = jax.devices()[0]
-    return nest({path: jax.device_put(arrays.pop(path), device) for path in list(arrays)})
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = abstract_params(source.config)
+    return read_params(source, source.config, jax.tree.map(lambda leaf: leaf.update(sharding=place), wanted))
+
+
+def read_params(source: Source, config: ModelConfig, like: Params) -> Params:
+    """Parameters of a source, one after the other, each cast and put where `like` has it.
+
+    Args:
+      config: of the model that they are for; only what changes no shape may differ (dtypes, backend, norm order, ...).
+      like: arrays, or shapes with shardings and dtypes. A training-only parameter that the source lacks is left out.
+
+    Raises:
+      UserError: a shape differs, naming the config key; the source is damaged.
+    """
+    for key in _SHAPES:
+        ours, theirs = getattr(config, key), getattr(source.config, key)
+        if ours != theirs:
+            raise UserError(f"{source.path}: model.{key} is {theirs} there, {ours} here")
+    wanted = flatten(like)
+    found: dict[str, jax.Array] = {}
+    grouped = itertools.groupby(_by_parameter(source, config), key=lambda piece: piece.path)
+    for path, group in grouped:
+        leaf = wanted[path]
+        array = np.empty(leaf.shape, leaf.dtype)
+        for piece in group:
+            array[... if piece.layer is None else piece.layer] = source.read(piece)
+        found[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, array.__getitem__)
+    source.check()
+    return nest(found)
+
+
+# Fields of a model config that its arrays' shapes follow from, but for the perceptual projection, which may be new.
+_SHAPES = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "qk_norm_groups")
+
+
+def _by_parameter(source: Source, config: ModelConfig) -> list[Piece]:
+    training = pieces(config, training_only=True) if config.perceptual_dim == source.config.perceptual_dim else []
+    order = {path: number for number, path in enumerate(parameter_table(config))}
+    return sorted([*(piece for piece, _ in source.planned()), *training], key=lambda piece: order[piece.path])

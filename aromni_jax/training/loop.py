@@ -17,8 +17,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from aromni_jax import data, store
 from aromni_jax.config import RunConfig
+from aromni_jax.convert import open_source, read_params
 from aromni_jax.errors import UserError
-from aromni_jax.model import parameter_table
+from aromni_jax.model import Params, flatten, nest, parameter_table
 from aromni_jax.parallel import batch_sharding, make_mesh, param_shardings
 from aromni_jax.training.checkpoints import Checkpoints
 from aromni_jax.training.metrics import Metrics, MetricsLog, summary
@@ -88,6 +89,8 @@ def train(
     if restored is None:
         make = jax.jit(lambda key: make_state(config.model, optimizer, key), out_shardings=shardings)
         state = make(jax.random.key(config.train.seed))
+        if config.train.init_from:
+            state = dataclasses.replace(state, params=_weights(config, vocabulary, state.params, say or print))
     else:
         state, saved = restored
         if saved.get("codecs", manifest.codecs) != manifest.codecs:
@@ -221,6 +224,17 @@ def _evaluate(
         metrics = eval_step(state.params, _to_devices(config, batch, rows), codebook)
         total = metrics if total is None else total + metrics
     return summary(jax.device_get(total), config.loss.perceptual_weight)
+
+
+def _weights(config: RunConfig, vocabulary: JointVocabulary, params: Params, say: Say) -> Params:
+    """The weights of `train.init_from` in the place and dtype of `params`, which keep what the model there lacks."""
+    with open_source(config.train.init_from, vocabulary) as source:
+        loaded = read_params(source, config.model, params)
+    fresh = sorted(store.leaf_names(params).keys() - store.leaf_names(loaded).keys())
+    say(f"weights of {source.path} ({source.layout})" + (f"; random: {', '.join(fresh)}" if fresh else ""))
+    if source.config.norm_order != config.model.norm_order:
+        say(f"note: norms were {source.config.norm_order} there, are {config.model.norm_order} here")
+    return nest({**flatten(params), **flatten(loaded)})
 
 
 class _StopSignals:

@@ -115,4 +115,4 @@ def test_number_of_counted_pictures(name):
 
 
 def _close(actual, expected):
-    np.testing.assert_allclose(actual, expected, atol=1e-6 * max(np.abs(expected).max(), 1e-3), rtol=1e-5)
+    np.testing.assert_allclose(actual, expected, atol=1e-6 * max(np.abs(expected).max(), 1e-3), rtol=1e-6)

@@ -4,18 +4,22 @@ import dataclasses
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from aromni_jax import store
 from aromni_jax.config import MeshConfig
+from aromni_jax.convert import convert, open_source, save_model
 from aromni_jax.errors import UserError
+from aromni_jax.model import flatten, init_params
 from aromni_jax.training import Metrics, read_log, train
 from aromni_jax.training.metrics import MetricsLog
 from aromni_jax.training.monitor import Monitor
@@ -201,3 +205,33 @@ def test_another_mesh_goes_on_from_a_checkpoint(run, straight, tmp_path):
     kernel = result.state.params["layers"]["ffn"]["gate"]
     assert kernel.sharding.mesh.shape["tensor"] == 2
     np.testing.assert_allclose(kernel, straight[1].state.params["layers"]["ffn"]["gate"], rtol=0, atol=1e-3)
+
+
+def test_a_run_begins_with_the_weights_of_another_model(run, tmp_path):
+    """Of any format; here a Hugging Face folder without the projection, in another norm order and dtype."""
+    donor = dataclasses.replace(run.model, norm_order="pre", perceptual_dim=0)
+    params = init_params(donor, jax.random.key(7))
+    save_model(tmp_path / "model", params, donor, small_run.VOCABULARY)
+    with open_source(tmp_path / "model") as source:
+        convert(source, tmp_path / "hf", "hf", dtype="bfloat16")
+    lines = []
+    still = {"optimizer__peak_lr": 0.0, "optimizer__weight_decay": 0.0, "train__init_from": str(tmp_path / "hf")}
+    result = start(small_run.changed(run, train__steps=1, **still), tmp_path / "run", lines.append)
+    found, wanted = flatten(result.state.params), flatten(params)
+    assert found.keys() - wanted.keys() == {"perceptual/kernel", "perceptual/bias"}
+    for path, array in wanted.items():
+        np.testing.assert_array_equal(found[path], array.astype(jnp.bfloat16).astype(jnp.float32), err_msg=path)
+        assert found[path].sharding.mesh.size == 8
+    text = "\n".join(lines)
+    assert "weights of" in text and "random: perceptual/bias, perceptual/kernel" in text
+    assert "norms were pre there, are swin here" in text
+    # Going on is from the run's own checkpoint: what it began with may be gone.
+    shutil.rmtree(tmp_path / "hf")
+    assert int(start(small_run.changed(run, train__steps=2, **still), tmp_path / "run").state.step) == 2
+
+
+def test_weights_of_another_shape_are_refused(run, tmp_path):
+    donor = dataclasses.replace(run.model, ffn_dim=72)
+    save_model(tmp_path / "model", init_params(donor, jax.random.key(7)), donor, small_run.VOCABULARY)
+    with pytest.raises(UserError, match=r"model: model\.ffn_dim is 72 there, 64 here"):
+        start(small_run.changed(run, train__init_from=str(tmp_path / "model")), tmp_path / "run")
