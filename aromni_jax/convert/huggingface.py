@@ -26,6 +26,7 @@ from aromni_jax.convert.layouts import (
     to_external,
 )
 from aromni_jax.convert.source import OURS, VQ, Source, check_shape, own_vocabulary
+from aromni_jax.convert.tokenizer import write_tokenizer
 from aromni_jax.errors import UserError
 from aromni_jax.tensorfile import Shaped, TensorFile, TensorWriter
 from aromni_jax.torchfile import TorchFile
@@ -210,22 +211,12 @@ def write_huggingface(
     generation = {"bos_token_id": source.vocabulary.bos, "eos_token_id": ends, "pad_token_id": config["pad_token_id"]}
     store.write_json(folder / "generation_config.json", generation)
     files.write_assets(folder, source.assets, without=(files.HF_CONFIG,))
-    if "tokenizer.json" not in source.assets and "text_tokenizer.json" in source.assets:
-        text = files.renamed_tokenizer(source.assets["text_tokenizer.json"], to_hf=True)
-        store.write_text(folder / "tokenizer.json", text)
-    if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        store.write_json(folder / "tokenizer_config.json", _TOKENIZER_CONFIG)
+    write_tokenizer(folder, source)
     store.write_text(folder / "README.md", model_card(source, layout, kind_name))
     store.write_json(
         folder / MANIFEST,
         {"source": source.path.name, "layout": layout, "files": {**written, **extra}, "tensors": sums},
     )
-
-
-_TOKENIZER_CONFIG = {
-    "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>",
-    "unk_token": "<unk>", "add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False,
-}  # fmt: skip
 
 
 def _reader(source: Source, piece: Piece, layout: Layout, dtype: np.dtype) -> Callable[[], np.ndarray]:
