@@ -49,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
     """Prints; exit code 1 if a token stream is not well-formed, else 0."""
     path: pathlib.Path = args.path
     sound = True
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
     if path.suffix == ".json" and path.is_file():
         lines, sound = _stream(path, _vocabulary(args.vocabulary, path), args.world)
     elif path.is_file():

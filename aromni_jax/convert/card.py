@@ -17,6 +17,9 @@ model = ChameleonForConditionalGeneration.from_pretrained("THIS_FOLDER")
 `transformers` sets the logits of image ids to their minimum, so it reads pictures but does not draw them; speech ids
 are untouched."""
 
+_NO_VQ = """ This model brings no VQ encoder: `transformers` says that `model.vqmodel.*` is new.
+Give it ids, not pixels."""
+
 _REFERENCE = """This is the layout of AR-Omni's and Anole's own code: query and key rows in interleaved pairs, one
 QK-norm vector for all heads. `transformers` from PyPI does not read it: convert with `--to hf` for that."""
 
@@ -36,6 +39,7 @@ def model_card(source: Source, layout: str, dtype: str) -> str:
         "stored as": dtype,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    pixels = "" if source.passengers else _NO_VQ
     return f"""---
 library_name: transformers
 tags: [any-to-any, speech, text-to-image, chameleon, aromni_jax]
@@ -52,7 +56,7 @@ from `aromni_jax`.
 
 ## Load it
 
-{_UPSTREAM if layout == "hf" else _REFERENCE}
+{_UPSTREAM + pixels if layout == "hf" else _REFERENCE}
 
 With `aromni_jax`: `load_model("THIS_FOLDER")`. `{"aromni_manifest.json"}` holds the SHA-256 of the weight files;
 `aromni_extra.safetensors`, where there is one, what only training uses.

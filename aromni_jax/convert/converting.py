@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.resources
 import os
 import pathlib
 import shutil
@@ -35,8 +36,9 @@ SHARD_BYTES = 5 * 10**9  # the Hub's own habit
 def open_source(path: str | os.PathLike[str], vocabulary: JointVocabulary | None = None) -> Source:
     """Open a checkpoint of any format; which one is seen from its files, its keys and their ranks.
 
-    Known: a model folder, a run or one of its checkpoints; a Hugging Face folder in either layout; a Meta folder
-    (`models/7b/...` and `tokenizer/` inside, or the folder with params.json itself).
+    Known: the name of a shipped world ("numbers") for the model that comes with it; a model folder, a run or one of its
+    checkpoints; a Hugging Face folder in either layout; a Meta folder (`models/7b/...` and `tokenizer/` inside, or the
+    folder with params.json itself).
 
     Args:
       vocabulary: which one the model was made with. Needed where nothing says so (65,536 ids are the official layout).
@@ -44,9 +46,7 @@ def open_source(path: str | os.PathLike[str], vocabulary: JointVocabulary | None
     Raises:
       UserError: in one line, what is wrong, in which file, at which key.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+    path = _find(pathlib.Path(path))
     if (path / store.MODEL_FILE).is_file():
         return ModelFolder(path, vocabulary)
     if is_huggingface(path):
@@ -54,6 +54,16 @@ def open_source(path: str | os.PathLike[str], vocabulary: JointVocabulary | None
     if path.is_dir() and (meta := find_meta(path)):
         return Meta(meta, vocabulary)
     return ModelFolder(path, vocabulary)
+
+
+def _find(path: pathlib.Path) -> pathlib.Path:
+    """The path itself, or for the name of a shipped world the model that comes with it."""
+    if path.exists():
+        return path
+    shipped = pathlib.Path(str(importlib.resources.files("aromni_jax"))) / "worlds" / path / "checkpoint"
+    if path.name != str(path) or not shipped.is_dir():
+        raise UserError(f"{path}: no such file or folder")
+    return shipped
 
 
 def convert(

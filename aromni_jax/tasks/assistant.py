@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import os
-import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -77,7 +75,7 @@ class Assistant:
         """
         from aromni_jax.convert import load_model
 
-        model = load_model(find_model(path))
+        model = load_model(path)
         world = world or model.metadata["world"]
         template = template or model.metadata["template"]
         for what, value in (("codecs", world), ("template", template)):
@@ -256,14 +254,6 @@ class Assistant:
                 raise UserError(
                     f"the model's vocabulary has {ours} {what}, the codec {codec}; take the model's own codecs"
                 )
-
-
-def find_model(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The path itself, or for the name of a shipped world the model that comes with it."""
-    if pathlib.Path(path).exists() or pathlib.Path(path).name != str(path):
-        return path
-    shipped = pathlib.Path(str(importlib.resources.files("aromni_jax"))) / "worlds" / str(path) / "checkpoint"
-    return shipped if shipped.is_dir() else path
 
 
 def _each(parts) -> list[list[Part]]:

@@ -6,11 +6,10 @@ import pytest
 
 from aromni_jax.cli.main import main
 from aromni_jax.convert import load_model
-from aromni_jax.tasks.assistant import find_model
 
 
 def test_the_shipped_model_to_hugging_face_and_back(tmp_path, capsys):
-    assert main(["convert", str(find_model("numbers")), str(tmp_path / "hf"), "--to", "hf", "--shard-size", "2MB"]) == 0
+    assert main(["convert", "numbers", str(tmp_path / "hf"), "--to", "hf", "--shard-size", "2MB"]) == 0
     out = capsys.readouterr().out
     assert "aromni -> hf, float32" in out and "MB/s" in out
     assert main(["convert", str(tmp_path / "hf"), str(tmp_path / "back"), "--dtype", "bf16"]) == 0
@@ -23,7 +22,7 @@ def test_the_shipped_model_to_hugging_face_and_back(tmp_path, capsys):
 
 def test_inspect_with_a_text(tmp_path, capsys):
     (tmp_path / "text").write_text("four two")
-    assert main(["inspect", str(find_model("numbers")), "--text", str(tmp_path / "text")]) == 0
+    assert main(["inspect", "numbers", "--text", str(tmp_path / "text")]) == 0
     out = capsys.readouterr().out
     assert "as the checkpoint says (swin)" in out and "WARNING" not in out
 

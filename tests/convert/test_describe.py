@@ -86,9 +86,7 @@ def test_the_warning_is_only_for_the_worse_order(folder, tmp_path):
 
 def test_a_model_that_was_trained_shows_its_own_order(tmp_path):
     """The checkpoint that comes with the package is swin; exported with the wrong switch, a text gives it away."""
-    from aromni_jax.tasks.assistant import find_model
-
-    with open_source(find_model("numbers")) as source:
+    with open_source("numbers") as source:
         convert(source, tmp_path / "hf", "hf")
     config = tmp_path / "hf" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"swin_norm": False}))

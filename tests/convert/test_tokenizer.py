@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from aromni_jax.codecs import TextCodec
 from aromni_jax.convert import convert, open_source
 from aromni_jax.convert.tokenizer import tokenizer_json
-from aromni_jax.tasks.assistant import find_model
 
 CODEC = TextCodec.load("numbers")
-VOCABULARY = open_source(find_model("numbers")).vocabulary
+VOCABULARY = open_source("numbers").vocabulary
 TOKENIZER = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json(VOCABULARY, CODEC)))
 WORDS = st.sampled_from(
     ["three", "seven", "draw", "chat", "zero", "teen", "s", "x", " ", "  ", "\n", "é", "日", "ones", "?"]
@@ -39,7 +38,7 @@ def test_names_have_the_ids_of_the_vocabulary():
 
 def test_transformers_opens_it(tmp_path):
     transformers = pytest.importorskip("transformers")
-    with open_source(find_model("numbers")) as source:
+    with open_source("numbers") as source:
         convert(source, tmp_path / "hf", "hf")
     opened = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     ids = opened("four two", add_special_tokens=False)["input_ids"]
