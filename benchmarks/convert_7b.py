@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import datetime
 import hashlib
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -86,7 +87,12 @@ def main() -> None:
     use = CpuUse()
     first, middle, last = (args.folder / name for name in ("hf", "orbax", "hf_again"))
     began = time.perf_counter()
-    convert(source, first, "hf-reference")
+    # In a process of its own: children would inherit the high-water mark of this one's memory.
+    maker = multiprocessing.get_context("spawn").Process(target=_make, args=(args.preset, args.layers, first))
+    maker.start()
+    maker.join()
+    if maker.exitcode:
+        sys.exit("the checkpoint could not be made")
     print(f"made {size / 1e9:.1f} GB in {time.perf_counter() - began:.0f} s", flush=True)
     aromni = [sys.executable, "-m", "aromni_jax.cli.main", "convert"]
     steps = {
@@ -115,6 +121,10 @@ def main() -> None:
     print(_markdown(result))
     if not equal:
         sys.exit("the files differ")
+
+
+def _make(preset: str, layers: int | None, folder: pathlib.Path) -> None:
+    convert(Seeded(preset, layers), folder, "hf-reference")
 
 
 _COPY = """
