@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from aromni_jax.errors import UserError
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             good.append((number, item, read_part(assistant, kind, item["value"])))
         except UserError as error:
             records[number] = {"id": item["id"], "input": item["value"], "error": str(error)}
-            print(f"{item['id']}: {error}")
+            print(f"{item['id']}: {error}", file=sys.stderr)
     options = read_options(args, task)
     replies = assistant.answer(task, [[part] for *_, part in good], options, args.instruction)
     for (number, item, _), reply in zip(good, replies, strict=True):

@@ -91,10 +91,12 @@ class Manifest:
         try:
             values = json.loads(text)
             version = values.pop("version")
-            values.pop("vocabulary_fingerprint")
+            fingerprint = values.pop("vocabulary_fingerprint")
             if version != _VERSION:
                 raise UserError(f"{where}: manifest version {version}, this program reads version {_VERSION}")
             values["vocabulary"] = JointVocabulary.from_dict(values["vocabulary"])
+            if values["vocabulary"].fingerprint() != fingerprint:
+                raise UserError(f"{where}: its vocabulary does not match its own fingerprint; the manifest was edited")
             values["splits"] = {
                 split: {name: Component(**fields) for name, fields in components.items()}
                 for split, components in values["splits"].items()

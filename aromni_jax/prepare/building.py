@@ -47,7 +47,12 @@ def building(out_dir: pathlib.Path) -> Iterator[pathlib.Path]:
         yield partial
         if out_dir.exists():
             out_dir.rename(replaced)
-        partial.rename(out_dir)
+        try:
+            partial.rename(out_dir)
+        except OSError:
+            if replaced.exists():  # or the cleaning up below would take the old data set with it
+                replaced.rename(out_dir)
+            raise
     except OSError as error:
         raise UserError(f"cannot write {error.filename or out_dir}: {error.strerror or error}") from None
     finally:

@@ -137,8 +137,9 @@ def train(
             if pending is not None:
                 monitor.observe(*pending)
             pending = (done, metrics)
-            stopping, last = stop.requested(done), done == config.train.steps
-            evaluating = not stopping and (last or done % config.train.eval_every == 0)
+            last = done == config.train.steps
+            stopping = stop.requested(done) and not last  # a signal in the last step changes nothing: that is the end
+            evaluating = last or (not stopping and done % config.train.eval_every == 0)
             saving = stopping or last or done % config.train.checkpoint_every == 0
             if evaluating or saving:
                 monitor.observe(*pending)
@@ -154,9 +155,10 @@ def train(
             if stopping:
                 break
         monitor.write(int(state.step))
-    if stop.name is not None:
-        (say or print)(f"stopped by {stop.name}, saved step {int(state.step)}: the same command goes on from there")
-    return Result(state, stop.name, held_out)
+    stopped_by = stop.name if int(state.step) < config.train.steps else None
+    if stopped_by is not None:
+        (say or print)(f"stopped by {stopped_by}, saved step {int(state.step)}: the same command goes on from there")
+    return Result(state, stopped_by, held_out)
 
 
 def _check(

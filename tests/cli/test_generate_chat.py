@@ -72,7 +72,9 @@ def test_bad_inputs_are_reported_and_the_others_done(files, tmp_path, capsys):
     records = results(tmp_path)
     assert ["error" in record for record in records] == [True, False, True]
     assert "broken.wav" in records[0]["error"] and "does not exist" in records[2]["error"]
-    assert "1 of 3 done" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "1 of 3 done" in said.out and "broken" not in said.out
+    assert "broken.wav" in said.err and "none.wav" in said.err
 
 
 def test_many_inputs_from_files(files, tmp_path):

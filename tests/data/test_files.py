@@ -202,7 +202,14 @@ def test_manifest_round_trip_and_damage(make_data_set, vocabulary):
     assert part.efficiency["packed"] == part.tokens / (part.row_count * manifest.sequence_length)
     values = json.loads((folder / NAME).read_text())
     assert values["vocabulary_fingerprint"] == vocabulary.fingerprint()
-    for text in ("{", "[]", "{}", json.dumps(values | {"version": 9}), json.dumps(values | {"new": 1})):
+    for text in (
+        "{",
+        "[]",
+        "{}",
+        json.dumps(values | {"version": 9}),
+        json.dumps(values | {"new": 1}),
+        json.dumps(values | {"vocabulary_fingerprint": "0"}),
+    ):
         (folder / NAME).write_text(text)
         with pytest.raises(UserError, match=r"manifest.json: "):
             read_manifest(folder)

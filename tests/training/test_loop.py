@@ -235,3 +235,17 @@ def test_weights_of_another_shape_are_refused(run, tmp_path):
     save_model(tmp_path / "model", init_params(donor, jax.random.key(7)), donor, small_run.VOCABULARY)
     with pytest.raises(UserError, match=r"model: model\.ffn_dim is 72 there, 64 here"):
         start(small_run.changed(run, train__init_from=str(tmp_path / "model")), tmp_path / "run")
+
+
+def test_a_signal_in_the_last_step_changes_nothing(run, tmp_path):
+    """It is the end anyway: the last evaluation and checkpoint are made, and the run counts as finished."""
+
+    def signal_late(line):
+        if line.startswith("step 5/"):  # said while step 6, the last, is on its way
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    lines = []
+    result = start(run, tmp_path, lambda line: (lines.append(line), signal_late(line)))
+    assert result.stopped_by is None and result.held_out["loss"] > 0
+    assert store.complete_steps(tmp_path)[-1] == 6
+    assert not any("stopped by" in line for line in lines)
