@@ -39,9 +39,9 @@ shipped: env-demo  ## train again the checkpoint that comes with the package (ha
 	$(BIN)/aromni convert runs/shipped runs/shipped/model
 	$(BIN)/aromni evaluate --model runs/shipped/model --out runs/shipped/scores
 
-ablations: env-demo  ## what each part of the recipe buys; into benchmarks/results
+ablations: env-demo  ## what each part of the recipe buys; the report of every demo shows the table
 	$(BIN)/aromni prepare numbers --out $(RUN_DIR)/data
-	$(BIN)/python benchmarks/ablations.py --data $(RUN_DIR)/data --out benchmarks/results/ablations.json
+	$(BIN)/python benchmarks/ablations.py --data $(RUN_DIR)/data --out aromni_jax/worlds/numbers/ablations.json
 
 test: env  ## the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest

@@ -1,6 +1,6 @@
 """Ablations of the numbers recipe at one small budget: what each part of the recipe buys, over seeds.
 
-    python benchmarks/ablations.py --data runs/demo/data --out benchmarks/results/ablations.json
+    python benchmarks/ablations.py --data runs/demo/data --out aromni_jax/worlds/numbers/ablations.json
 
 Every variant is trained with the same data, steps and seeds. Scores are held-out: losses per modality, captions
 (exact), transcripts (word error rate of the model's own text), and the digits that the image judge reads in pictures.
@@ -46,8 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder made by `aromni prepare numbers`")
     parser.add_argument("--out", required=True, type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     result = store.read_json(args.out) if args.out.exists() else {"runs": []}
     result["budget"] = {"config": "configs/numbers.py:demo", "steps": args.steps, "seeds": args.seeds, "items": ITEMS}
