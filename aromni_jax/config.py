@@ -76,7 +76,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "max_positions")
-        _require_positive(self, "model", *sizes)
+        _require_positive(self, "model", *sizes, "norm_eps", "qk_norm_eps", "rope_theta")
+        _require(min(self.perceptual_dim, self.logits_tile) >= 0, "model", "perceptual_dim, logits_tile: not negative")
         _require(self.heads % self.kv_heads == 0, "model.heads", f"must be a multiple of kv_heads {self.kv_heads}")
         groups = self.qk_norm_groups
         shared = groups == 0 or (groups > 0 and self.kv_heads % groups == 0)

@@ -33,7 +33,7 @@ OPTIMIZER = "optimizer"
 METADATA = "metadata"
 MODEL_FILE = "aromni.json"
 
-_WORDS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
+_WORDS: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 _BLOCK = 2**16  # words per step of a checksum: they stay in the cache
 
 Tree = Any
@@ -139,7 +139,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
         values = json.loads(file.read_text())
     except OSError as error:
         raise Damaged(f"{file}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{file}: not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise Damaged(f"{file}: not a JSON object")
@@ -205,8 +205,9 @@ def _on_cpu(array: jax.Array) -> bool:
 def checksum(array: np.ndarray, first: int = 0) -> int:
     """The number of one array, of any size without copies of it: sum of word * (2 * place + 1) mod 2**32.
 
-    Sums of parts are the sum of the whole: `first` is the place of the part's first word in the whole.
+    Sums of parts are the sum of the whole: `first` is the place of the part's first number in the whole.
     """
+    first *= max(1, array.dtype.itemsize // 4)  # numbers of eight bytes are two words each
     words = np.ascontiguousarray(array).reshape(-1).view(_WORDS[array.dtype.itemsize])
     odd = np.arange(1, 2 * _BLOCK, 2, dtype=np.uint32)
     total = 0

@@ -56,12 +56,9 @@ class TensorFile:
             raise UserError(f"{path}: no safetensors file, or cut off in its header; fetch it again")
         try:
             header = json.loads(self._file.read(length))
-            self.metadata: dict[str, str] = header.pop("__metadata__", {})
-            entries = {
-                name: (tuple(map(int, at["shape"])), _DTYPES[at["dtype"]], *map(int, at["data_offsets"]))
-                for name, at in header.items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            header.pop("__metadata__", None)
+            entries = {name: _entry(path, name, **at) for name, at in header.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise UserError(f"{path}: its safetensors header cannot be read ({error!r}); fetch it again") from None
         self.tensors: dict[str, Shaped] = {}
         self._start: dict[str, int] = {}
@@ -87,6 +84,15 @@ class TensorFile:
     def close(self) -> None:
         """No reading after this."""
         self._file.close()
+
+
+def _entry(
+    path: pathlib.Path, name: str, dtype: str, shape: list[int], data_offsets: list[int]
+) -> tuple[tuple[int, ...], np.dtype, int, int]:
+    if dtype not in _DTYPES:
+        raise UserError(f"{path}: tensor {name} is of type {dtype}, which is not supported here")
+    start, stop = data_offsets
+    return tuple(map(int, shape)), _DTYPES[dtype], int(start), int(stop)
 
 
 class TensorWriter:

@@ -5,6 +5,7 @@ PyTorch comes from the extra `torch` and is imported in here, when such a file i
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -67,7 +68,7 @@ class TorchFile:
 
     def read(self, name: str) -> np.ndarray:
         """One tensor."""
-        value, (_, dtype) = self._content[name].detach().contiguous(), self.tensors[name][:2]
+        value, (_, dtype) = self._content[name].detach().resolve_neg().contiguous(), self.tensors[name]
         if dtype == _BF16:
             return np.array(value.view(_torch().uint8).numpy()).view(_BF16)
         return np.array(value.numpy())
@@ -80,14 +81,20 @@ class TorchFile:
 def write_torch(path: pathlib.Path, planned: Mapping[str, Shaped], tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """Write a dict of tensors, and `rope.freqs` = None, which Meta's loader must find (SPEC 3.5).
 
-    `torch.save` wants everything at once, so what comes goes to a scratch file first, which it then reads page by page.
+    `torch.save` wants everything at once, so what comes goes to a scratch file first, which it then reads page by page:
+    the disk needs room for the tensors twice.
+
+    Raises:
+      OSError: no room.
     """
     torch = _torch()
     scratch = path.with_name(f".{path.name}.scratch")
     sizes = [int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in planned.values()]
     starts = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)])
     try:
-        space = np.memmap(scratch, np.uint8, "w+", shape=(int(starts[-1]),))
+        with scratch.open("wb") as file:
+            _reserve(file.fileno(), int(starts[-1]))
+        space = np.memmap(scratch, np.uint8, "r+", shape=(int(starts[-1]),))
         state: dict[str, Any] = {}
         for (name, array), wanted, start, size in zip(tensors, planned, starts, sizes, strict=False):
             assert name == wanted, f"{name} comes before {wanted}"
@@ -100,13 +107,23 @@ def write_torch(path: pathlib.Path, planned: Mapping[str, Shaped], tensors: Iter
         scratch.unlink(missing_ok=True)
 
 
+def _reserve(descriptor: int, size: int) -> None:
+    """Take the room now: a mapped file that meets a full disk later kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, max(1, size))
+    else:
+        zeros = bytes(2**20)
+        for start in range(0, max(1, size), len(zeros)):
+            os.write(descriptor, zeros[: max(1, size) - start])
+
+
 def _numpy_dtype(path: pathlib.Path, name: str, value: Any) -> np.dtype:
     torch = _torch()
     if value.dtype == torch.bfloat16:
         return _BF16
     try:
-        return value.new_empty(0).numpy().dtype
-    except TypeError:
+        return value.detach().resolve_neg().new_empty(0).numpy().dtype
+    except (TypeError, RuntimeError):
         raise UserError(f"{path}: tensor {name} has type {value.dtype}, which is not supported here") from None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -113,6 +114,9 @@ class JointVocabulary:
             inside = [marker for marker, token in markers.items() if token in ids]
             if inside:
                 raise UserError(f"vocabulary: range {name} covers the markers {', '.join(inside)}")
+        spans = sorted((ids for ids in (self.image, self.speech, self.text) if len(ids)), key=lambda ids: ids.start)
+        if any(first.stop > second.start for first, second in itertools.pairwise(spans)) or self.image_tokens < 1:
+            raise UserError("vocabulary: image, speech and text ids overlap, or a picture has no token")
 
     @classmethod
     def aromni(cls) -> JointVocabulary:
@@ -241,9 +245,16 @@ class JointVocabulary:
         if set(values) != names:
             odd = ", ".join(sorted(set(values) ^ names))
             raise UserError(f"vocabulary: missing or unknown fields: {odd}")
-        fields: dict[str, Any] = {
-            name: IdRange(**value) if isinstance(value, Mapping) else value for name, value in values.items()
-        }
+        fields: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in ("image", "speech", "text"):
+                good = isinstance(value, Mapping) and set(value) == {"start", "stop"}
+                numbers = list(value.values()) if good else [None]
+            else:
+                numbers = [value]
+            if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+                raise UserError(f"vocabulary: {name} is {value!r}; expected an id, or a range of ids")
+            fields[name] = IdRange(**value) if isinstance(value, Mapping) else value
         return cls(**fields)
 
     def fingerprint(self) -> str:

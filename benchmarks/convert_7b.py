@@ -19,6 +19,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ from aromni_jax.vocabulary import JointVocabulary
 
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 _COPIES = 3  # of the checkpoint that the disk holds at once
+_MOST_GB = 4.0  # of memory
 
 
 class Seeded(Source):
@@ -73,7 +75,7 @@ class Seeded(Source):
 def main() -> None:
     """Make the checkpoint, copy it, convert it there and back, compare, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=pathlib.Path, required=True, help="scratch space; emptied again")
+    parser.add_argument("--folder", type=pathlib.Path, required=True, help="where to make a scratch folder")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--preset", choices=list(PRESETS), default="chameleon-7b")
     parser.add_argument("--layers", type=int, help="fewer layers than the preset, for a first look")
@@ -85,33 +87,17 @@ def main() -> None:
     if free < 1.1 * _COPIES * size:
         sys.exit(f"{args.folder}: {free / 1e9:.0f} GB free; {1.1 * _COPIES * size / 1e9:.0f} GB are needed")
     use = CpuUse()
-    first, middle, last = (args.folder / name for name in ("hf", "orbax", "hf_again"))
-    began = time.perf_counter()
-    # In a process of its own: children would inherit the high-water mark of this one's memory.
-    maker = multiprocessing.get_context("spawn").Process(target=_make, args=(args.preset, args.layers, first))
-    maker.start()
-    maker.join()
-    if maker.exitcode:
-        sys.exit("the checkpoint could not be made")
-    print(f"made {size / 1e9:.1f} GB in {time.perf_counter() - began:.0f} s", flush=True)
-    aromni = [sys.executable, "-m", "aromni_jax.cli.main", "convert"]
-    steps = {
-        "copy": _timed(args.folder, [sys.executable, "-c", _COPY, str(first), str(args.folder / "copy")]),
-    }
-    shutil.rmtree(args.folder / "copy")
-    steps["hf -> orbax"] = _timed(args.folder, [*aromni, str(first), str(middle)])
-    steps["orbax -> hf"] = _timed(args.folder, [*aromni, str(middle), str(last), "--to", "hf-reference"])
-    before, after = _hashes(first), _hashes(last)
-    equal = before == after
-    shutil.rmtree(args.folder)
+    with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
+        steps, before, after = _there_and_back(pathlib.Path(scratch), args.preset, args.layers)
+    others = use.share_of_others()
     result = {
         "preset": args.preset,
         "layers": source.config.layers,
         "gigabytes": size / 1e9,
         "files": len(before),
-        "sha256_equal": equal,
+        "sha256_equal": before == after,
         "steps": {name: {**step, "mb_per_s": size / 1e6 / step["seconds"]} for name, step in steps.items()},
-        "others_cpu": use.share_of_others(),
+        "others_cpu": others,
         "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "versions": versions(("jax", "orbax-checkpoint", "tensorstore", "numpy")),
@@ -119,8 +105,31 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     store.write_json(args.out, result)
     print(_markdown(result))
-    if not equal:
+    if before != after:
         sys.exit("the files differ")
+    if max(step["peak_gb"] for step in steps.values()) > _MOST_GB:
+        sys.exit(f"more than {_MOST_GB} GB of memory")
+
+
+def _there_and_back(
+    folder: pathlib.Path, preset: str, layers: int | None
+) -> tuple[dict[str, dict[str, float]], dict[str, str], dict[str, str]]:
+    """Figures of each step, and the hashes of the files before and after."""
+    first, middle, last = (folder / name for name in ("hf", "orbax", "hf_again"))
+    began = time.perf_counter()
+    # In a process of its own: children would inherit the high-water mark of this one's memory.
+    maker = multiprocessing.get_context("spawn").Process(target=_make, args=(preset, layers, first))
+    maker.start()
+    maker.join()
+    if maker.exitcode:
+        sys.exit("the checkpoint could not be made")
+    print(f"made the checkpoint in {time.perf_counter() - began:.0f} s", flush=True)
+    aromni = [sys.executable, "-m", "aromni_jax.cli.main", "convert"]
+    steps = {"copy": _timed(folder, [sys.executable, "-c", _COPY, str(first), str(folder / "copy")])}
+    shutil.rmtree(folder / "copy")
+    steps["hf -> orbax"] = _timed(folder, [*aromni, str(first), str(middle)])
+    steps["orbax -> hf"] = _timed(folder, [*aromni, str(middle), str(last), "--to", "hf-reference"])
+    return steps, _hashes(first), _hashes(last)
 
 
 def _make(preset: str, layers: int | None, folder: pathlib.Path) -> None:
@@ -146,10 +155,11 @@ def _timed(folder: pathlib.Path, command: list[str]) -> dict[str, float]:
         sys.exit(f"{' '.join(command)}: failed")
     os.sync()
     seconds = time.perf_counter() - began
-    print(f"{seconds:.0f} s, {usage.ru_maxrss / 1e6:.2f} GB: {' '.join(command[2:])[:80]}", flush=True)
+    peak = usage.ru_maxrss * _RSS_UNIT / 1e9
+    print(f"{seconds:.0f} s, {peak:.2f} GB: {' '.join(command[2:])[:80]}", flush=True)
     return {
         "seconds": seconds,
-        "peak_gb": usage.ru_maxrss * _RSS_UNIT / 1e9,
+        "peak_gb": peak,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
     }
 

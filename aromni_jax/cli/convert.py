@@ -11,8 +11,8 @@ from typing import Literal
 
 EXAMPLE = "aromni convert AR-Omni-Chat-v0.1 my_model --to hf --dtype bf16"
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-_DTYPES: dict[str, Dtype] = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
+Dtype = Literal["float32", "bfloat16"]
+_DTYPES: dict[str, Dtype] = {"bf16": "bfloat16", "fp32": "float32"}
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         type=pathlib.Path,
-        help="run folder (its newest checkpoint), checkpoint, model folder, Hugging Face folder or Meta folder",
+        help="run folder (its newest checkpoint), checkpoint, model folder, Hugging Face folder, Meta folder, or the "
+        "name of a shipped model",
     )
     parser.add_argument("target", type=pathlib.Path, help="new folder; written whole or not at all")
     parser.add_argument(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from aromni_jax.convert.extra import EXTRA_FILE
+from aromni_jax.convert.manifest import MANIFEST
 from aromni_jax.convert.source import Source
 from aromni_jax.model import parameter_counts
 
@@ -58,8 +60,8 @@ from `aromni_jax`.
 
 {_UPSTREAM + pixels if layout == "hf" else _REFERENCE}
 
-With `aromni_jax`: `load_model("THIS_FOLDER")`. `{"aromni_manifest.json"}` holds the SHA-256 of the weight files;
-`aromni_extra.safetensors`, where there is one, what only training uses.
+With `aromni_jax`: `load_model("THIS_FOLDER")`. `{MANIFEST}` holds the SHA-256 of the weight files;
+`{EXTRA_FILE}`, where there is one, what only training uses.
 
 ## Licence
 

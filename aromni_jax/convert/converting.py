@@ -20,16 +20,13 @@ from aromni_jax.convert.meta import Meta, find_meta, write_meta
 from aromni_jax.convert.model_folder import ModelFolder, write_model_folder
 from aromni_jax.convert.source import Source
 from aromni_jax.errors import UserError
+from aromni_jax.signals import NotedSignals
 from aromni_jax.vocabulary import JointVocabulary
 
 Format = Literal["orbax", "hf", "hf-reference", "meta"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-Dtype = Literal["float32", "bfloat16", "float16"]
-_DTYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
+Dtype = Literal["float32", "bfloat16"]
+_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SHARD_BYTES = 5 * 10**9  # the Hub's own habit
 
 
@@ -81,26 +78,38 @@ def convert(
       source: opened by `open_source`.
       target: new folder.
       to: "orbax" (a model folder), "hf" (what `transformers` reads), "hf-reference" (AR-Omni, Anole), "meta".
-      dtype: of the decoder's tensors; None = as stored.
+      dtype: of the decoder's tensors, there and when they are loaded again; None = as stored.
       shard_bytes: of Hugging Face files.
       progress: called with the bytes of every tensor written.
 
     Raises:
       UserError: the target exists or cannot be written; the source is damaged, or has what the format cannot hold.
+      KeyboardInterrupt: Ctrl-C or SIGTERM came; nothing is left behind.
     """
     kind = _DTYPES[dtype] if dtype else None
-    with new_folder(pathlib.Path(target)) as folder:
+    with NotedSignals() as signals, _new_folder(pathlib.Path(target), signals) as folder:
+
+        def count(written: int) -> None:
+            if signals.name:
+                raise _Stopped(signals.name)
+            progress(written)
+
         if to == "orbax":
-            write_model_folder(folder, source, kind, progress)
+            write_model_folder(folder, source, kind, count)
         elif to == "meta":
-            write_meta(folder, source, kind, progress)
+            write_meta(folder, source, kind, count)
         else:
-            write_huggingface(folder, source, to, kind, shard_bytes, progress)
+            write_huggingface(folder, source, to, kind, shard_bytes, count)
         source.check()
+        count(0)
+
+
+class _Stopped(Exception):
+    """A signal came. No KeyboardInterrupt yet: that would leave writers in other threads behind."""
 
 
 @contextlib.contextmanager
-def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def _new_folder(path: pathlib.Path, signals: NotedSignals) -> Iterator[pathlib.Path]:
     """An empty folder under a temporary name, renamed to `path` when the block ends well and removed when not."""
     if path.exists():
         raise UserError(f"{path}: exists already; give another name or remove it")
@@ -112,6 +121,8 @@ def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     except UserError:
         raise
     except Exception as error:
+        if signals.name:
+            raise KeyboardInterrupt(signals.name) from None
         raise UserError(f"{path}: the model could not be written ({store.failure_reason(error)})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

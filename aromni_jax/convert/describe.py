@@ -92,6 +92,8 @@ def text_ids(source: Source, file: pathlib.Path) -> np.ndarray:
         raise UserError(f"{source.path}: brings no tokenizer.json, so it cannot read {file}")
     if len(ids) < 2:
         raise UserError(f"{file}: holds {len(ids)} tokens; a loss needs two")
+    if int(ids.max()) >= source.vocabulary.size:
+        raise UserError(f"{source.path}: its tokenizer gives id {ids.max()}; the model has {source.vocabulary.size}")
     return ids
 
 
@@ -101,7 +103,7 @@ def next_token_losses(model: Model, ids: np.ndarray) -> dict[NormOrder, float]:
     Args:
       ids: int [n]; cut into rows of up to 1024 tokens, each begun with bos.
     """
-    length = min(_ROW, model.config.max_positions, len(ids) + 1) - 1
+    length = max(1, min(_ROW, model.config.max_positions, len(ids) + 1) - 1)
     padded = np.full(-(-len(ids) // length) * length, model.vocabulary.pad, np.int32)
     padded[: len(ids)] = ids
     rows = np.insert(padded.reshape(-1, length), 0, model.vocabulary.bos, axis=1)
@@ -154,10 +156,10 @@ def _table(source: Source, *, with_rms: bool) -> list[str]:
 
 
 def _vocabulary_check(source: Source) -> str:
-    named = files.token_ids(source.assets)
-    if named is None:
+    compared = files.check_token_ids(source.assets, source.vocabulary)
+    if not any(found.names for found in compared):
         return "no tokenizer beside the weights, so no name could be compared with its id"
-    count = files.check_token_ids(named[0], source.vocabulary, named[1])
-    return (
-        f"{count:,} names of {named[1].name} have the ids of SPEC 1 (image id = code + {source.vocabulary.image.start})"
-    )
+    rule = f"image id = code + {source.vocabulary.image.start}"
+    parts = [f"{found.names:,} names of {found.file.name}" for found in compared]
+    images = sum(found.images for found in compared)
+    return f"{', '.join(parts)} have the ids of SPEC 1" + (f" ({rule})" if images else "; no image code is named")

@@ -7,33 +7,26 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from aromni_jax.config import ModelConfig
 from aromni_jax.convert import assets as files
-from aromni_jax.convert.source import OURS, Source, ours, with_ours
+from aromni_jax.convert.fields import Fields
+from aromni_jax.convert.foreign import OURS, check_expressible, noted
+from aromni_jax.convert.source import Source
 from aromni_jax.errors import UserError
 
-# Their key -> ours. Everything that both say, in one place.
-_KEYS = {
+# Their key -> ours, for the sizes that every config.json must have.
+_SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "dim",
     "num_hidden_layers": "layers",
     "num_attention_heads": "heads",
-    "num_key_value_heads": "kv_heads",
     "intermediate_size": "ffn_dim",
-    "rms_norm_eps": "norm_eps",
-    "rope_theta": "rope_theta",
-    "max_position_embeddings": "max_positions",
 }
-_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "max_position_embeddings": 4096}
 # What this decoder has no switch for: key -> the only value that is the same model.
 _FIXED = {
     "attention_bias": False,
     "mlp_bias": False,
     "hidden_act": "silu",
     "tie_word_embeddings": False,
-    "rope_scaling": None,
     "qk_layernorm": True,
 }
 # The VQ model's settings have two names each (SPEC 3.4): AR-Omni's and Anole's, transformers'.
@@ -48,54 +41,61 @@ _TINY_VQ = {"embed_dim": 1, "num_embeddings": 1, "latent_channels": 32, "resolut
             "channel_multiplier": [1], "num_res_blocks": 1}  # fmt: skip
 
 
-def model_config(values: Mapping[str, Any], dtype: np.dtype, qk_norm_groups: int, file: pathlib.Path) -> ModelConfig:
-    """Our config from the keys of a config.json; `dtype` and `qk_norm_groups` are those of the tensors.
+def shared_fields(values: Fields) -> dict[str, Any]:
+    """The keys of our model config that a config.json has, from its own.
 
     Raises:
-      UserError: another kind of model, a key that is missing, or a setting that this decoder does not have.
+      UserError: another kind of model, a key that is missing or of a wrong kind, or a setting that this decoder lacks.
     """
-    kind = values.get("model_type")
+    kind = values.text("model_type", "")
     if kind != "chameleon":
-        raise UserError(f"{file}: model_type is {kind!r}; expected 'chameleon' (Chameleon, Anole, AR-Omni)")
-    rope = values.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"{file}: rope_parameters.rope_type is {rope['rope_type']!r}; only 'default' is supported")
-    known = {**_DEFAULTS, **({"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}), **values}
-    if known.get("num_key_value_heads") is None:
-        known["num_key_value_heads"] = known.get("num_attention_heads")
+        raise UserError(f"{values.where}: model_type is {kind!r}; expected 'chameleon' (Chameleon, Anole, AR-Omni)")
     for key, only in _FIXED.items():
-        if known.get(key, only) != only:
-            raise UserError(f"{file}: {key} is {known[key]!r}; this decoder has only {only!r}")
-    missing = [key for key in _KEYS if known.get(key) is None]
-    if missing:
-        raise UserError(f"{file}: key {missing[0]} is missing")
-    shared = {our: known[their] for their, our in _KEYS.items()}
-    head_dim = known.get("head_dim") or shared["dim"] // max(1, shared["heads"])
-    norm_order = "swin" if known.get("swin_norm") else "pre"
-    noted = (values.get(OURS) or {}).get("model", {})
-    return with_ours(
-        {**shared, "head_dim": head_dim, "norm_order": norm_order}, noted, dtype, qk_norm_groups, str(file)
-    )
+        if values.values.get(key) not in (None, only):
+            raise UserError(f"{values.where}: {key} is {values.values[key]!r}; this decoder has only {only!r}")
+    shared: dict[str, Any] = {ours: values.integer(theirs) for theirs, ours in _SIZES.items()}
+    return shared | {
+        "kv_heads": values.integer("num_key_value_heads", shared["heads"]),
+        "head_dim": values.integer("head_dim", max(1, shared["dim"] // shared["heads"])),
+        "norm_order": "swin" if values.boolean("swin_norm", False) else "pre",
+        "norm_eps": values.number("rms_norm_eps", 1e-5),
+        "rope_theta": _rope_theta(values),
+        "max_positions": values.integer("max_position_embeddings", 4096),
+    }
+
+
+def _rope_theta(values: Fields) -> float:
+    """transformers 5 moved it into an object, which it prefers; older scaling settings name other models."""
+    rope, scaling = values.object("rope_parameters"), values.object("rope_scaling")
+    for settings in (rope, scaling):
+        kind = settings.text("rope_type", settings.text("type", "default"))
+        if kind != "default":
+            raise UserError(f"{settings.where}: is of type {kind!r}; this decoder has 'default' only")
+        if settings.number("partial_rotary_factor", 1.0) != 1.0:
+            raise UserError(f"{settings.where}: partial_rotary_factor is not 1; this decoder turns whole heads")
+    return rope.number("rope_theta", values.number("rope_theta", 10_000.0))
 
 
 def config_json(source: Source, layout: str, dtype: str) -> dict[str, Any]:
     """The config.json of a model for `layout` ("hf" or "hf-reference").
 
     Raises:
-      UserError: a head size that follows from no key of theirs.
+      UserError: the model has what no key of theirs can say.
     """
     config, upstream = source.config, layout == "hf"
-    if config.head_dim * config.heads != config.dim:
-        raise UserError(
-            f"{source.path}: head_dim {config.head_dim} is not dim / heads ({config.dim} / {config.heads}), which is "
-            "all that a Hugging Face Chameleon can have"
-        )
-    before = files.read_object(source.assets[files.HF_CONFIG]) if files.HF_CONFIG in source.assets else {}
+    check_expressible(config, source.path, layout)
+    before = Fields.read(source.assets[files.HF_CONFIG]).values if files.HF_CONFIG in source.assets else {}
+    vocabulary_map = _vocabulary_map(source, before)
     values: dict[str, Any] = {
-        **{their: getattr(config, our) for their, our in _KEYS.items()},
+        **{theirs: getattr(config, ours) for theirs, ours in _SIZES.items()},
         **_FIXED,
         "architectures": ["ChameleonForConditionalGeneration" if upstream else "ChameleonForCausalLM"],
         "model_type": "chameleon",
+        "num_key_value_heads": config.kv_heads,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+        "max_position_embeddings": config.max_positions,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "swin_norm": config.norm_order == "swin",
@@ -105,17 +105,13 @@ def config_json(source: Source, layout: str, dtype: str) -> dict[str, Any]:
         "model_parallel_size": 1,
         "use_cache": True,
         "torch_dtype": dtype,
-        "vocabulary_map": _vocabulary_map(source, before),
+        "vocabulary_map": vocabulary_map,
         "vq_config": _vq_config(source, before, upstream=upstream),
-        OURS: {
-            "model": ours(config),
-            "vocabulary": source.vocabulary.to_dict(),
-            "metadata": dict(source.metadata),
-        },
+        OURS: noted(source),
     }
     if upstream:
         values["rope_parameters"] = {"rope_type": "default", "rope_theta": config.rope_theta}
-        values["image_token_id"] = values["vocabulary_map"]["<image>"]
+        values["image_token_id"] = vocabulary_map["<image>"]
     return values
 
 
@@ -123,7 +119,8 @@ def _vocabulary_map(source: Source, before: Mapping[str, Any]) -> dict[str, int]
     """Token names of a config.json: what was there, or the tokenizer's, or the names of SPEC 1 alone."""
     found = before.get("vocabulary_map")
     if not found and (named := files.token_ids(source.assets)):
-        found = {"<image>" if name == "<reserved08707>" else name: number for name, number in named[0].items()}
+        ids = next(iter(named.values()))
+        found = {"<image>" if name == "<reserved08707>" else name: number for name, number in ids.items()}
     vocabulary = source.vocabulary
     if not found:
         found = {"<s>": vocabulary.bos, "<pad>": vocabulary.pad, "</s>": vocabulary.eos, "<unk>": vocabulary.unk}

@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +79,8 @@ def load_model(path: str | os.PathLike[str], vocabulary: JointVocabulary | None 
     """
     with open_source(path, vocabulary) as source:
         params = _restored(source) if isinstance(source, ModelFolder) else _stacked(source)
+        for line in source.warnings:
+            warnings.warn(line, stacklevel=2)
         return Model(source.config, source.vocabulary, params, source.metadata)
 
 
@@ -94,7 +97,7 @@ def save_model(
 
     Args:
       metadata: JSON types; "world" (codecs) and "template" tell `load_model`'s users how to talk to the model.
-      dtype: of the stored arrays; loading brings them back to `config.param_dtype`.
+      dtype: of the stored arrays, and of the parameters when they are loaded again.
 
     Raises:
       UserError: the folder exists, the parameters are not those of the config, or it cannot be written.

@@ -20,12 +20,14 @@ import tensorstore as ts
 from aromni_jax import store
 from aromni_jax.config import ModelConfig, RunConfig
 from aromni_jax.convert import assets as files
-from aromni_jax.convert.extra import EXTRA_FILE, write_extra
+from aromni_jax.convert.extra import Extra, write_extra
+from aromni_jax.convert.fields import Fields
 from aromni_jax.convert.layouts import Piece, ahead, pieces
+from aromni_jax.convert.manifest import Manifest, write_manifest
 from aromni_jax.convert.source import Source
 from aromni_jax.errors import UserError
 from aromni_jax.model import abstract_params, nest, parameter_table
-from aromni_jax.tensorfile import Shaped, TensorFile
+from aromni_jax.tensorfile import Shaped
 from aromni_jax.vocabulary import JointVocabulary
 
 ASSETS = "assets"
@@ -46,30 +48,31 @@ class ModelFolder(Source):
         self.warnings = []
         if (path / store.MODEL_FILE).is_file():
             self.layout, file = "aromni", path / store.MODEL_FILE
-            description = store.read_description(file)
-            self.config = _model_config(_field(description, "config", file), file)
-            checksums, metadata = (_field(description, key, file) for key in ("checksums", "metadata"))
+            description = Fields(store.read_description(file), str(file))
+            self.config = _model_config(description.object("config").values, file)
+            checksums, metadata = description.object("checksums").values, description.object("metadata").values
         else:
             path = _step_folder(path)
             self.layout, file = "run", path / store.METADATA / store.METADATA
-            description = store.read_description(file)
-            run = RunConfig.from_dict(_field(description, "config", file))
-            self.config, checksums = run.model, _field(description, "checksums", file)[store.PARAMS]
+            description = Fields(store.read_description(file), str(file))
+            recipe = description.object("config").values
+            run = RunConfig.from_dict(recipe)
+            self.config, checksums = run.model, description.object("checksums").object(store.PARAMS).values
             metadata = {
                 "world": run.world,
                 "template": run.template,
-                "codecs": description.get("codecs", {}),
-                "step": description["step"],
-                "recipe": description["config"],
+                "codecs": description.object("codecs").values,
+                "step": description.integer("step", least=0),
+                "recipe": recipe,
             }
         self.path, self.checksums, self.metadata = path, checksums, metadata
         self.arrays = path / store.PARAMS
-        self.vocabulary = _vocabulary(description, vocabulary, path, file)
+        self.vocabulary = _vocabulary(description, vocabulary, path)
         size = self.vocabulary.size
         if size != self.config.vocab_size:
             raise UserError(f"{path}: the vocabulary has {size} ids, the model {self.config.vocab_size}")
         self.assets = files.find_assets(path / ASSETS)
-        self._extra = TensorFile(path / EXTRA_FILE) if (path / EXTRA_FILE).is_file() else None
+        self._extra = Extra(path, Manifest(path))
         self._opened: dict[str, ts.TensorStore] = {}
         self._whole: tuple[str, np.ndarray] | None = None
         self._sums: dict[str, dict[int | None, int]] = collections.defaultdict(dict)
@@ -99,11 +102,13 @@ class ModelFolder(Source):
 
     @property
     def passengers(self) -> Mapping[str, Shaped]:
-        return self._extra.tensors if self._extra else {}
+        return self._extra.passengers
 
     def read_passenger(self, name: str) -> np.ndarray:
-        assert self._extra is not None
         return self._extra.read(name)
+
+    def close(self) -> None:
+        self._extra.close()
 
     def _read(self, piece: Piece) -> np.ndarray:
         array = self._array(piece.path)
@@ -149,8 +154,13 @@ def write_model_folder(
     """Fill an existing, empty folder with a model folder.
 
     Args:
-      dtype: of the stored arrays; None = as the source has them.
+      dtype: of the stored arrays, and of the parameters when they are loaded; None = both as the source has them.
     """
+    config = (
+        RunConfig.from_dict({"model": {**dataclasses.asdict(source.config), "param_dtype": dtype.name}}).model
+        if dtype
+        else source.config
+    )
     stacked = _stacked(source, dtype, progress)
 
     def write() -> None:
@@ -162,11 +172,11 @@ def write_model_folder(
     _, error = store.attempt(write)
     if error:
         raise error
-    write_extra(folder, source, training=False, vq=True)
+    write_manifest(folder, write_extra(folder, source, training=False, vq=True))
     files.write_assets(folder / ASSETS, source.assets)
     description = {
         "layout_version": store.LAYOUT_VERSION,
-        "config": dataclasses.asdict(source.config),
+        "config": dataclasses.asdict(config),
         "vocabulary": source.vocabulary.to_dict(),
         "vocabulary_fingerprint": source.vocabulary.fingerprint(),
         "checksums": {path: array.checksum for path, array in stacked.items()},
@@ -241,11 +251,9 @@ def _stacked(source: Source, dtype: np.dtype | None, progress: Callable[[int], N
     return found
 
 
-def _vocabulary(
-    description: Mapping[str, Any], given: JointVocabulary | None, path: pathlib.Path, file: pathlib.Path
-) -> JointVocabulary:
-    own = JointVocabulary.from_dict(_field(description, "vocabulary", file))
-    if own.fingerprint() != _field(description, "vocabulary_fingerprint", file):
+def _vocabulary(description: Fields, given: JointVocabulary | None, path: pathlib.Path) -> JointVocabulary:
+    own = JointVocabulary.from_dict(description.object("vocabulary").values)
+    if own.fingerprint() != description.text("vocabulary_fingerprint"):
         raise UserError(f"{path}: its vocabulary does not match its own fingerprint; the description was edited")
     if given is not None and given.fingerprint() != own.fingerprint():
         raise UserError(
@@ -274,9 +282,3 @@ def _model_config(values: Mapping[str, Any], file: pathlib.Path) -> ModelConfig:
         return RunConfig.from_dict({"model": values}).model
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-
-
-def _field(description: Mapping[str, Any], key: str, file: pathlib.Path) -> Any:
-    if key not in description:
-        raise UserError(f"{file}: key {key} is missing; the description was edited")
-    return description[key]

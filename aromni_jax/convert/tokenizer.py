@@ -9,11 +9,12 @@ from aromni_jax import store
 from aromni_jax.codecs import TextCodec
 from aromni_jax.convert.assets import image_name, renamed_tokenizer
 from aromni_jax.convert.source import Source
+from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import JointVocabulary
 
 _SPACE = "\u2581"  # how SentencePiece spells a blank inside pieces
 _NAMES = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "eoi": "<eoss>", "boi": "<racm3:break>"}
-_NEVER = -1e6  # log-probability of names that stand for codes: text that spells one is cut into common pieces
+_NEVER = -1e6  # log-probability of names that stand for something else than text
 
 
 _CONFIG = {
@@ -30,8 +31,12 @@ def write_tokenizer(folder: pathlib.Path, source: Source) -> None:
     file, world = folder / "tokenizer.json", source.metadata.get("world")
     if not file.is_file() and "text_tokenizer.json" in source.assets:
         store.write_text(file, renamed_tokenizer(source.assets["text_tokenizer.json"], to_hf=True))
-    elif not file.is_file() and world:
-        codec = TextCodec.load(world)
+    elif not file.is_file() and isinstance(world, str):
+        try:
+            codec = TextCodec.load(world)
+        except UserError as error:
+            source.warnings.append(f"no tokenizer is written: {error}")
+            return
         if codec.num_pieces == len(source.vocabulary.text):
             store.write_json(file, tokenizer_json(source.vocabulary, codec))
     if file.is_file() and not (folder / "tokenizer_config.json").is_file():
@@ -41,16 +46,18 @@ def write_tokenizer(folder: pathlib.Path, source: Source) -> None:
 def tokenizer_json(vocabulary: JointVocabulary, codec: TextCodec) -> dict[str, Any]:
     """What `tokenizers` reads for a SentencePiece codec: its ids are the joint ids, `encode` and `decode` the codec's.
 
-    Names are those of SPEC 1 where it has one (image codes, controls), and `<speech17>`, `<boa>` elsewhere.
+    Names are those of SPEC 1 where it has one (image codes, controls), and `<boa>`, `<speech 17>` elsewhere; blanks are
+    replaced before pieces are looked for, so no text can spell the latter. Text that spells the name of an image code
+    or of a marker means it, as with Chameleon's own tokenizer.
     """
     names: dict[int, str] = {token: _NAMES.get(name, f"<{name}>") for name, token in vocabulary.markers.items()}
     names |= {vocabulary.image.start + code: image_name(code) for code in range(len(vocabulary.image))}
-    names |= {vocabulary.speech.start + code: f"<speech{code}>" for code in range(len(vocabulary.speech))}
-    table: list[list[Any]] = [[names.get(token, f"<unused{token}>"), _NEVER] for token in range(vocabulary.size)]
+    names |= {vocabulary.speech.start + code: f"<speech {code}>" for code in range(len(vocabulary.speech))}
+    table: list[list[Any]] = [[names.get(token, f"<unused {token}>"), _NEVER] for token in range(vocabulary.size)]
     for piece in range(codec.num_pieces):
         spelled, score = codec.processor.id_to_piece(piece), codec.processor.get_score(piece)
         if codec.processor.is_unknown(piece):
-            spelled, score = f"<unused{piece + vocabulary.text_offset}>", _NEVER  # the joint vocabulary has its own
+            spelled, score = f"<unused {piece + vocabulary.text_offset}>", _NEVER  # the joint vocabulary has its own
         elif codec.processor.is_byte(piece):
             score = _NEVER  # found by its name, where nothing else fits
         table[piece + vocabulary.text_offset] = [spelled, score]

@@ -5,10 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import signal
-import threading
-from types import FrameType, TracebackType
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +17,7 @@ from aromni_jax.convert import open_source, read_params
 from aromni_jax.errors import UserError
 from aromni_jax.model import Params, flatten, nest, parameter_table
 from aromni_jax.parallel import batch_sharding, make_mesh, param_shardings
+from aromni_jax.signals import NotedSignals
 from aromni_jax.training.checkpoints import Checkpoints
 from aromni_jax.training.metrics import Metrics, MetricsLog, summary
 from aromni_jax.training.monitor import Monitor
@@ -232,6 +229,8 @@ def _weights(config: RunConfig, vocabulary: JointVocabulary, params: Params, say
     """The weights of `train.init_from` in the place and dtype of `params`, which keep what the model there lacks."""
     with open_source(config.train.init_from, vocabulary) as source:
         loaded = read_params(source, config.model, params)
+        for line in source.warnings:
+            say(f"note: {line}")
     fresh = sorted(store.leaf_names(params).keys() - store.leaf_names(loaded).keys())
     say(f"weights of {source.path} ({source.layout})" + (f"; random: {', '.join(fresh)}" if fresh else ""))
     if source.config.norm_order != config.model.norm_order:
@@ -239,38 +238,16 @@ def _weights(config: RunConfig, vocabulary: JointVocabulary, params: Params, say
     return nest({**flatten(params), **flatten(loaded)})
 
 
-class _StopSignals:
-    """Notes SIGTERM and SIGINT while the block runs; a second one of a kind acts as usual.
-
-    With several processes JAX's own preemption notice is asked instead, so that all of them stop at the same step.
-
-    Attributes:
-      name: of the signal that came, or None.
-    """
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._before: dict[int, Any] = {}
+class _StopSignals(NotedSignals):
+    """With several processes JAX's own preemption notice is asked instead, so that all stop at the same step."""
 
     def __enter__(self) -> _StopSignals:
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+        if jax.process_count() == 1:
+            super().__enter__()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def requested(self, step: int) -> bool:
         """Whether the run should end after this step; every process must ask at every step."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.name = "preemption"
         return self.name is not None
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.name = signal.Signals(number).name
-        signal.signal(number, self._before[number])

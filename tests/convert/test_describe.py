@@ -41,7 +41,7 @@ def test_lines(folder):
     assert "layout: hf-reference" in text and "stored: float32 (42 tensors)" in text
     assert "norm order: pre" in text and "kv_heads: 2" in text
     assert "layers/attention/key " in text and "3x64x2x16" in text and "rms" in text
-    assert "check: 2 names of tokenizer.json have the ids of SPEC 1" in text
+    assert "check: 2 names of tokenizer.json, 20 names of config.json have the ids of SPEC 1 (image id" in text
 
 
 def test_the_vq_model_is_counted():

@@ -115,9 +115,25 @@ def test_a_config_that_disagrees_with_the_weights(single):
         ({"model_type": "llama"}, r"config\.json: model_type is 'llama'; expected 'chameleon'"),
         ({"hidden_size": ...}, r"config\.json: key hidden_size is missing"),
         ({"attention_bias": True}, r"config\.json: attention_bias is True; this decoder has only False"),
-        ({"rope_scaling": {"type": "linear"}}, r"config\.json: rope_scaling is .*; this decoder has only None"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, r"config\.json: rope_parameters\.rope_type is 'yarn'"),
-        ({"num_hidden_layers": "three"}, r"config\.json: config key model\.layers: is 'three'; expected int"),
+        ({"rope_scaling": {"type": "linear"}}, r"config\.json: rope_scaling: is of type 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, r"config\.json: rope_parameters: is of type 'yarn'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"config\.json: rope_parameters: partial_rotary_factor"),
+        ({"rope_parameters": [1]}, r"config\.json: rope_parameters is \[1\]; expected an object"),
+        ({"num_hidden_layers": "three"}, r"config\.json: num_hidden_layers is 'three'; expected a whole number from 1"),
+        ({"num_hidden_layers": 10**7}, r"config\.json: claims 10,000,000 layers; the checkpoint has 42 tensors"),
+        ({"num_attention_heads": []}, r"config\.json: num_attention_heads is \[\]; expected a whole number"),
+        ({"hidden_size": True}, r"config\.json: hidden_size is True; expected"),
+        ({"rms_norm_eps": -1}, r"config\.json: rms_norm_eps is -1; expected a positive number"),
+        ({"rope_theta": 0}, r"config\.json: rope_theta is 0; expected a positive number"),
+        ({"swin_norm": "false"}, r"config\.json: swin_norm is 'false'; expected true or false"),
+        ({"tie_word_embeddings": True}, r"config\.json: tie_word_embeddings is True"),
+        ({"mlp_bias": True}, r"config\.json: mlp_bias is True"),
+        ({"aromni": [1]}, r"config\.json: aromni is \[1\]; expected an object"),
+        ({"aromni": {"model": "x"}}, r"config\.json: aromni: model is 'x'; expected an object"),
+        ({"aromni": {"metadata": [2]}}, r"config\.json: aromni: metadata is \[2\]"),
+        ({"aromni": {"vocabulary": {"size": "640"}}}, r"vocabulary: missing or unknown fields"),
+        ({"vocabulary_map": {"<s>": "0"}}, r"config\.json: vocabulary_map: <s> is '0'; expected a whole number"),
+        ({"vocabulary_map": [1]}, r"config\.json: vocabulary_map is \[1\]"),
         ({"num_key_value_heads": 3}, r"config\.json: .*heads"),
     ],
 )
@@ -150,8 +166,71 @@ def test_a_tokenizer_with_other_ids(single):
     refused(single, r"tokenizer\.json: token <reserved00050> has id 55, expected 54")
 
 
+def test_tokens_that_were_added_count(single):
+    added = [{"id": 10, "content": "IMGIMGAZ"}]
+    (single / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"<s>": 0}}, "added_tokens": added}))
+    refused(single, r"tokenizer\.json: token IMGIMGAZ has id 10, expected 4")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"model": {"vocab": 5}}', '{"added_tokens": [3]}', "{}x"])
+def test_a_tokenizer_file_that_is_none(single, text):
+    (single / "tokenizer.json").write_text(text)
+    refused(single, r"tokenizer\.json: ")
+
+
+@pytest.mark.parametrize("kind", ["i1", "?", "i8"])
+def test_weights_that_are_no_floating_point_numbers(single, kind):
+    edit_tensors(single, lambda arrays: arrays.update({"model.norm.weight": np.ones(64, kind)}))
+    refused(single, r"tensor model\.norm\.weight is of type (int8|bool|int64); weights must be floating-point")
+
+
+def test_the_widest_dtype_is_the_models(single):
+    import ml_dtypes
+
+    half = np.dtype(ml_dtypes.bfloat16)
+    edit_tensors(
+        single,
+        lambda arrays: arrays.update({k: v.astype(half) for k, v in arrays.items() if "norm" in k}),
+    )
+    model = load_model(single, VOCABULARY)
+    assert model.config.param_dtype == "float32"
+    wanted = load_model(FOLDER / "mha_swin", VOCABULARY).params["head"]["kernel"]
+    np.testing.assert_array_equal(model.params["head"]["kernel"], wanted)
+
+
+def test_a_tensor_that_the_index_does_not_list(sharded):
+    index = json.loads((sharded / INDEX).read_text())
+    del index["weight_map"]["model.norm.weight"]
+    (sharded / INDEX).write_text(json.dumps(index))
+    refused(sharded, r"tensor model\.norm\.weight is unknown; model\.safetensors\.index\.json does not put it there")
+
+
+@pytest.mark.parametrize("value", [None, [], 3, {"a": 1}])
+def test_an_index_of_wrong_kinds(sharded, value):
+    index = json.loads((sharded / INDEX).read_text())
+    index["weight_map"]["model.norm.weight"] = value
+    (sharded / INDEX).write_text(json.dumps(index))
+    refused(sharded, r"index\.json: weight_map: ")
+
+
+def test_shards_without_their_index(sharded):
+    (sharded / INDEX).unlink()
+    refused(sharded, r"model\.safetensors\.index\.json: is missing, though model-\S+ is a shard")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"files": 3}', '{"files": {"model.safetensors": 3}}'])
+def test_a_broken_manifest(single, text):
+    (single / "aromni_manifest.json").write_text(text)
+    refused(single, r"aromni_manifest\.json")
+
+
+def test_rope_theta_where_transformers_5_has_it(single):
+    edit_json(single / "config.json", rope_theta=1e4, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert load_model(single, VOCABULARY).config.rope_theta == 5e5
+
+
 def test_a_vocabulary_that_nobody_names(single):
-    refused(single, "single: has 640 ids; the official layout has 65536: say which vocabulary it is", None)
+    refused(single, "single: has 640 ids; the official layout has 65,536: say which vocabulary it is", None)
 
 
 def test_a_vocabulary_of_another_size(single):
@@ -159,9 +238,12 @@ def test_a_vocabulary_of_another_size(single):
     refused(single, "single: has 640 ids, its vocabulary 24", other)
 
 
-def test_a_missing_projection(tmp_path, single):
+def test_a_projection_that_stayed_behind_is_a_warning(single):
+    """`save_pretrained` of transformers keeps our note and not our file."""
     edit_json(single / "config.json", aromni={"model": {"perceptual_dim": 4}})
-    refused(single, r"aromni_extra\.safetensors: is missing; perceptual/kernel lies in it")
+    source = open_source(single, VOCABULARY)
+    assert source.config.perceptual_dim == 0
+    assert any("aromni_extra.safetensors is missing: the perceptual projection is lost" in w for w in source.warnings)
 
 
 def test_a_folder_with_nothing_known(tmp_path):
@@ -256,6 +338,42 @@ def test_meta_tensors_missing_and_unknown(meta):
     del state["layers.2.ffn_norm.weight"]
     torch.save(state, meta / "consolidated.pth")
     refused(meta, r"consolidated\.pth: tensor layers\.2\.ffn_norm\.weight is missing")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dim": "64"}, "dim is '64'; expected a whole number"),
+        ({"n_heads": 0}, "n_heads is 0; expected a whole number"),
+        ({"n_heads": None}, "key n_heads is missing"),
+        ({"multiple_of": 0}, "multiple_of is 0"),
+        ({"ffn_dim_multiplier": float("nan")}, "ffn_dim_multiplier is nan; expected a positive number"),
+        ({"swin_norm": "false"}, "swin_norm is 'false'; expected true or false"),
+        ({"vocab_size": 641}, "vocab_size is 641, but the weights have 640 rows"),
+        ({"n_layers": 10**7}, "claims 10,000,000 layers"),
+    ],
+)
+def test_odd_values_in_params(meta, changes, message):
+    values = json.loads((meta / "params.json").read_text())
+    values["model"] |= changes
+    (meta / "params.json").write_text(json.dumps(values))
+    refused(meta, rf"params\.json: {message}")
+
+
+def test_consolidate_params_have_the_last_word(meta):
+    """As in Meta's loader: params, its nested model, consolidate_params."""
+    (meta / "consolidated.pth").rename(meta / "consolidated.00.pth")
+    values = json.loads((meta / "params.json").read_text())
+    values["model"]["model_parallel_size"] = 8
+    (meta / "params.json").write_text(json.dumps(values))
+    assert load_model(meta, VOCABULARY).config.layers == 3
+
+
+def test_a_relative_path(meta, monkeypatch):
+    monkeypatch.chdir(meta)
+    assert load_model(".", VOCABULARY).config.layers == 3
+    monkeypatch.chdir(meta.parent)
+    assert load_model("7b", VOCABULARY).config.layers == 3
 
 
 def test_two_sizes_under_models(meta):

@@ -32,7 +32,7 @@ def test_ids_and_text_are_those_of_the_codec(text):
 def test_names_have_the_ids_of_the_vocabulary():
     assert TOKENIZER.token_to_id("<s>") == VOCABULARY.bos and TOKENIZER.token_to_id("<boa>") == VOCABULARY.boa
     assert TOKENIZER.token_to_id("IMGIMGBAZ") == VOCABULARY.image.start + 10
-    assert TOKENIZER.token_to_id("<speech7>") == VOCABULARY.speech.start + 7
+    assert TOKENIZER.token_to_id("<speech 7>") == VOCABULARY.speech.start + 7
     assert TOKENIZER.get_vocab_size() == VOCABULARY.size
 
 
