@@ -1,7 +1,7 @@
 """A codec on disk: one folder with `codec.json` and the weights, the same for every codec.
 
     codec.json            kind, config, weight file and its sha256, how it was trained, on what, measured figures
-    weights.safetensors   float16 arrays, names are the slash-joined paths of the nested dict of parameters
+    weights.safetensors   arrays, float16 in the small codecs; names are the slash-joined paths of the nested dict
     text.model            for text: a SentencePiece model in place of the arrays
 
 A name without a slash that names a world of this package ("numbers") means the codecs shipped with that world.
@@ -38,7 +38,8 @@ def find(path_or_name: str | os.PathLike, kind: str) -> Path:
         if (folder / CARD).is_file():
             return folder
     raise UserError(
-        f"no {kind} codec at {path_or_name}: give a folder with {CARD}, or the name of a shipped world (numbers)"
+        f"no {kind} codec at {path_or_name}: give a folder with {CARD} or with published files (a description and "
+        "weights), or the name of a shipped world (numbers)"
     )
 
 
@@ -69,13 +70,18 @@ def read_params(folder: Path, card: Mapping[str, Any]) -> Params:
         flat = safetensors.numpy.load((folder / card["weights"]).read_bytes())
     except Exception as error:  # the library raises kinds of its own
         raise UserError(f"cannot read {folder / card['weights']} ({error}); fetch the codec again") from error
+    return nest({name: value.astype(np.float32) for name, value in flat.items()})
+
+
+def nest(flat: Mapping[str, Any]) -> Params:
+    """Inverse of `flatten`."""
     params: Params = {}
     for name, value in flat.items():
         *parents, leaf = name.split("/")
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = value.astype(np.float32)
+        node[leaf] = value
     return params
 
 
@@ -88,9 +94,9 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray
     return flat
 
 
-def pack_params(params: Mapping[str, Any]) -> bytes:
-    """Parameters -> the bytes of a safetensors file, float16 (a codec's error is far above its rounding)."""
-    return safetensors.numpy.save({k: np.ascontiguousarray(v, np.float16) for k, v in flatten(params).items()})
+def pack_params(params: Mapping[str, Any], dtype: type = np.float16) -> bytes:
+    """Parameters -> the bytes of a safetensors file; float16, unless another codec must give the very same codes."""
+    return safetensors.numpy.save({k: np.ascontiguousarray(v, dtype) for k, v in flatten(params).items()})
 
 
 def write(folder: str | os.PathLike, kind: str, config: Mapping[str, Any], weights: bytes, card: Mapping) -> None:
