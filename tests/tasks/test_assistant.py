@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from aromni_jax.codecs.streaming import SpeechStream
 from aromni_jax.config import ModelConfig
 from aromni_jax.convert import save_model
 from aromni_jax.decoding import GREEDY, Done, Guidance, Policy, State, TextPiece
@@ -48,6 +49,9 @@ class Loudness:
 
     def decode(self, codes):
         return [np.repeat(np.asarray(row, np.float32), 4) for row in codes]
+
+    def stream(self):
+        return SpeechStream(self)
 
 
 class Pixels:
