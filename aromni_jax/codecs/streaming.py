@@ -13,6 +13,8 @@ import numpy as np
 
 from aromni_jax.errors import UserError
 
+_PERIOD = 4  # codes: windows begin at multiples of it, see `_emit`
+
 
 class WindowDecoder(Protocol):
     """What streaming needs of a codec: `hop` samples per code."""
@@ -30,9 +32,10 @@ class SpeechStream:
 
     Args:
       codec: decodes [1, T] codes.
-      window: codes decoded at once; a longer one costs more per code and knows more of the past.
+      window: codes decoded at once; a longer one costs more per code and knows more of the past. WavTokenizer comes
+        closer with every code (the default is about as long as what it was trained on), the small codec needs 48.
       lookahead: codes behind the part that is kept. The first of them is decoded again by the next window and blended
-        over its length, so that the seam does not click; with 0 windows are just joined.
+        over its length, so that the seam does not click; with 0 windows are just joined. Beyond 8 little is gained.
       first: codes in the first part: the first samples come after `first + lookahead` codes.
       step: codes in every later part.
 
@@ -41,7 +44,7 @@ class SpeechStream:
     """
 
     def __init__(
-        self, codec: WindowDecoder, *, window: int = 64, lookahead: int = 8, first: int = 8, step: int = 16
+        self, codec: WindowDecoder, *, window: int = 128, lookahead: int = 8, first: int = 8, step: int = 16
     ) -> None:
         if min(first, step) < 1 or lookahead < 0 or window < max(first, step) + lookahead:
             raise UserError(
@@ -82,7 +85,9 @@ class SpeechStream:
     def _emit(self, part: int) -> np.ndarray:
         """The samples of the next `part` codes."""
         hop, end = self._codec.hop, min(self._done + part + self._lookahead, len(self._codes))
-        start = max(0, end - self._window)
+        # A codec that finds its phases starts from a pattern that repeats after a few frames. Windows that begin at the
+        # same place of it agree about the phases where they overlap; others would cancel each other in the seam.
+        start = min(self._done, -(-max(0, end - self._window) // _PERIOD) * _PERIOD)
         wave = np.array(self._codec.decode(self._codes[None, start:end])[0], np.float32)
         stop = (self._done + part - start) * hop
         piece = wave[(self._done - start) * hop : stop]
@@ -91,6 +96,6 @@ class SpeechStream:
         piece[:seam] = rising * piece[:seam] + (1 - rising) * self._beyond
         self._beyond = wave[stop : stop + hop]
         self._done += part
-        forget = max(0, self._done - self._window)
+        forget = max(0, self._done - self._window) // _PERIOD * _PERIOD
         self._codes, self._done = self._codes[forget:], self._done - forget
         return piece
