@@ -67,8 +67,8 @@ def signal_to_noise(wave_n: np.ndarray, other_n: np.ndarray) -> float:
     return float(min(99.0, 10 * np.log10(np.mean(wave_n**2, dtype=np.float64) / max(noise, 1e-20))))
 
 
-def speech_codes(codec: SpeechCodec, seconds: float, rows: int) -> list[np.ndarray]:
-    """Codes of held-out utterances, strung together to rows of about that length."""
+def speech_waves(codec: SpeechCodec, seconds: float, rows: int) -> tuple[np.ndarray, list[int]]:
+    """Held-out utterances strung together to rows of about that length: float32 [rows, n], and samples per row."""
     utterances = itertools.cycle(held_out_utterances(NumbersWorld.load(), 16 * rows))
     waves = []
     for _ in range(rows):
@@ -79,7 +79,7 @@ def speech_codes(codec: SpeechCodec, seconds: float, rows: int) -> list[np.ndarr
     wave_bn = np.zeros((rows, max(map(len, waves))), np.float32)
     for row, wave in zip(wave_bn, waves, strict=True):
         row[: len(wave)] = wave
-    return list(codec.encode(wave_bn, [len(wave) for wave in waves]))
+    return wave_bn, [len(wave) for wave in waves]
 
 
 def streamed(codec: SpeechCodec, codes_t: np.ndarray, **sizes: int) -> tuple[np.ndarray, int]:
@@ -120,7 +120,7 @@ def errors(
 def run(path: str, seconds: float, rows: int) -> dict[str, Any]:
     """Both grids: windows by look-aheads, and first parts by look-aheads."""
     codec = SpeechCodec.load(path)
-    codes = speech_codes(codec, seconds, rows)
+    codes = codec.encode(*speech_waves(codec, seconds, rows))
     wholes = codec.decode(codes)
     for size in range(1, max(WINDOWS) + 1):  # compiles every bucket, so that times mean something
         codec.decode(np.zeros((1, size), np.int32))
