@@ -1,6 +1,8 @@
 """Published weights: the key list of the real checkpoint, and every way in which files can be wrong."""
 
+import argparse
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -66,7 +68,8 @@ def test_a_lightning_checkpoint_of_full_size(tmp_path):
     state["feature_extractor.encodec.decoder.model.0.conv.conv.bias"] = torch.zeros(512)
     state["multiperioddisc.discriminators.0.convs.0.bias"] = torch.zeros(32)
     (tmp_path / "wavtokenizer.yaml").write_text(yaml.safe_dump(published_yaml()))
-    torch.save({"state_dict": state, "epoch": 1, "loops": {"fit_loop": {}}}, tmp_path / "small_600.ckpt")
+    options = {"feature_extractor": argparse.Namespace(bins=4096), "folder": pathlib.PurePosixPath("x")}
+    torch.save({"state_dict": state, "epoch": 1, "hyper_parameters": options}, tmp_path / "small_600.ckpt")
     codec = SpeechCodec.load(tmp_path)
     assert codec.config == WavTokenizerConfig()
     assert (codec.num_codes, codec.hop, codec.codebook.shape) == (4096, 600, (4096, 512))
@@ -171,17 +174,37 @@ def test_wrong_folders(tmp_path):
         SpeechCodec.load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "list", "code"])
-def test_wrong_checkpoints(tmp_path, content):
+class Attack:
+    """What pickle would run a command for."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "fetch it again"),
+        (b"not a checkpoint", "fetch it again"),
+        ([1, 2], "no weights by name"),
+        ({"state_dict": {}}, "no weights by name"),
+        ("attack", "more than weights; save its state_dict alone"),
+    ],
+)
+def test_wrong_checkpoints(tmp_path, content, message):
     torch = pytest.importorskip("torch")
     folder, file = folder_with(tmp_path), tmp_path / "model.ckpt"
     if isinstance(content, bytes):
         file.write_bytes(content)
     else:
-        torch.save([1, 2] if content == "list" else {"state_dict": {}, "extra": pathlib.PurePosixPath("x")}, file)
-    with pytest.raises(UserError, match=r"model\.ckpt") as caught:
+        attack = {"state_dict": {"x": torch.zeros(1)}, "extra": Attack(f"touch {tmp_path / 'ran'}")}
+        torch.save(attack if content == "attack" else content, file)
+    with pytest.raises(UserError, match=rf"model\.ckpt.*{message}") as caught:
         SpeechCodec.load(folder)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
 
 
 def test_without_pytorch_the_extra_is_named(tmp_path, monkeypatch):
