@@ -133,7 +133,12 @@ def run(path: str, seconds: float, rows: int) -> dict[str, Any]:
     shuffled = codec.decode([np.random.default_rng(0).permutation(row) for row in codes])
     scale = [log_spectral_distance(*pair) for pair in zip(wholes, shuffled, strict=True)]
     return {
-        "codec": {"path": path, "fingerprint": codec.fingerprint, "network": codec.network.name, "hop": codec.hop},
+        "codec": {
+            "path": path,
+            "fingerprint": codec.fingerprint,
+            "network": codec.network.architecture,
+            "hop": codec.hop,
+        },
         "speech": {"rows": rows, "codes": [len(row) for row in codes]},
         "shuffled_codes_distance_db": round(float(np.mean(scale)), 2),
         "windows": [

@@ -1,7 +1,7 @@
 """A codec on disk: one folder with `codec.json` and the weights, the same for every codec.
 
     codec.json            kind, config, weight file and its sha256, how it was trained, on what, measured figures
-    weights.safetensors   arrays, float16 in the small codecs; names are the slash-joined paths of the nested dict
+    weights.safetensors   float16 or float32 arrays, named by their slash-joined path in the nested dict of parameters
     text.model            for text: a SentencePiece model in place of the arrays
 
 A name without a slash that names a world of this package ("numbers") means the codecs shipped with that world.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.numpy
 
 from aromni_jax.codecs.media import write_atomic
@@ -27,20 +28,26 @@ FORMAT = 1
 Params = dict[str, Any]  # nested dicts, float32 arrays at the leaves
 
 
-def find(path_or_name: str | os.PathLike, kind: str) -> Path:
+def find(path_or_name: str | os.PathLike, kind: str, others: str = "") -> Path:
     """The folder of a codec; `kind` is "image", "speech" or "text".
 
     A folder that holds `codec.json`, or one that holds a folder `kind` with it, or the name of a shipped world.
-    Raises UserError when there is none.
+    Raises UserError when there is none; `others` are the other things that the caller would have taken.
     """
+    folder = locate(path_or_name, kind)
+    if folder is None:
+        raise UserError(
+            f"no {kind} codec at {path_or_name}: give a folder with {CARD}{others}, "
+            "or the name of a shipped world (numbers)"
+        )
+    return folder
+
+
+def locate(path_or_name: str | os.PathLike, kind: str) -> Path | None:
+    """As `find`, but None when there is no such folder."""
     shipped = Path(str(importlib.resources.files("aromni_jax"))) / "worlds" / str(path_or_name) / "codecs" / kind
-    for folder in (Path(path_or_name), Path(path_or_name) / kind, shipped):
-        if (folder / CARD).is_file():
-            return folder
-    raise UserError(
-        f"no {kind} codec at {path_or_name}: give a folder with {CARD} or with published files (a description and "
-        "weights), or the name of a shipped world (numbers)"
-    )
+    folders = (Path(path_or_name), Path(path_or_name) / kind, shipped)
+    return next((folder for folder in folders if (folder / CARD).is_file()), None)
 
 
 def read_card(folder: Path, kind: str) -> dict[str, Any]:
@@ -74,7 +81,7 @@ def read_params(folder: Path, card: Mapping[str, Any]) -> Params:
 
 
 def nest(flat: Mapping[str, Any]) -> Params:
-    """Inverse of `flatten`."""
+    """One dict with slash-joined names -> nested dicts."""
     params: Params = {}
     for name, value in flat.items():
         *parents, leaf = name.split("/")
@@ -86,7 +93,7 @@ def nest(flat: Mapping[str, Any]) -> Params:
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested dicts -> one dict with slash-joined names."""
+    """Inverse of `nest`."""
     flat: dict[str, np.ndarray] = {}
     for key, value in params.items():
         name = f"{prefix}{key}"
@@ -94,8 +101,8 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray
     return flat
 
 
-def pack_params(params: Mapping[str, Any], dtype: type = np.float16) -> bytes:
-    """Parameters -> the bytes of a safetensors file; float16, unless another codec must give the very same codes."""
+def pack_params(params: Mapping[str, Any], dtype: npt.DTypeLike = np.float16) -> bytes:
+    """Parameters -> the bytes of a safetensors file (the error of a codec trained here is far above float16's)."""
     return safetensors.numpy.save({k: np.ascontiguousarray(v, dtype) for k, v in flatten(params).items()})
 
 
@@ -124,6 +131,15 @@ def write(folder: str | os.PathLike, kind: str, config: Mapping[str, Any], weigh
 def fingerprint(config: Mapping[str, Any], digest: str) -> str:
     """16 hex digits that change whenever any code of any input can change."""
     return sha256(json.dumps(dict(config), sort_keys=True).encode() + digest.encode())[:16]
+
+
+def digest(params: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of names, shapes and values: the same for the same weights, whatever file they come from."""
+    state = hashlib.sha256()
+    for name, value in sorted(flatten(params).items()):
+        state.update(f"{name} {value.shape} {value.dtype}\n".encode())
+        state.update(np.ascontiguousarray(value).data)
+    return state.hexdigest()
 
 
 def sha256(data: bytes) -> str:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aromni_jax.codecs import folder as store
 from aromni_jax.codecs import vq, wavtokenizer_files
-from aromni_jax.codecs.mel_speech import MelSpeech
+from aromni_jax.codecs.small_speech import SmallSpeech
 from aromni_jax.codecs.streaming import SpeechStream
 from aromni_jax.codecs.wavtokenizer import WavTokenizer
 from aromni_jax.errors import UserError
@@ -31,11 +31,11 @@ class Network(Protocol):
     Every row of a batch must come out as it would alone, whatever lies behind its end.
 
     Attributes:
-      name: in `codec.json`. stored: dtype of its saved parameters.
+      architecture: its name in `codec.json`. stored: dtype of its saved parameters.
       config: frozen dataclass of JSON types. sample_rate: hertz. hop: samples per code. num_codes: of the codebook.
     """
 
-    name: ClassVar[str]
+    architecture: ClassVar[str]
     stored: ClassVar[type]
 
     @classmethod
@@ -68,7 +68,7 @@ class Network(Protocol):
         ...
 
 
-NETWORKS: dict[str, type[Network]] = {network.name: network for network in (MelSpeech, WavTokenizer)}
+NETWORKS: dict[str, type[Network]] = {network.architecture: network for network in (SmallSpeech, WavTokenizer)}
 
 
 @functools.partial(jax.jit, static_argnames=("network", "rows"))
@@ -106,13 +106,13 @@ class SpeechCodec:
     Attributes:
       network: what computes; its `config` is also this codec's. params: {"net": nested dict, "codebook": [k, e]}.
       fingerprint: 16 hex digits of config and weights.
-      rows: how the rows of a batch are split over devices, or None; see `on`.
+      batch_sharding: how the rows of a batch are spread over devices; see `sharded`.
     """
 
     network: Network
     params: vq.Params
     fingerprint: str
-    rows: NamedSharding | None = None
+    batch_sharding: NamedSharding | None = None
 
     @classmethod
     def load(cls, path_or_name: str | os.PathLike, *, dtype: str = "float32", bandwidth_id: int = 0) -> "SpeechCodec":
@@ -126,48 +126,35 @@ class SpeechCodec:
         Raises:
           UserError: nothing there, damaged, weights that do not fit their config, or an option out of range.
         """
-        published = wavtokenizer_files.find(path_or_name)
-        if published is not None:
-            config, params = wavtokenizer_files.read(published)
-            network: Network = WavTokenizer.create(config, dtype=dtype, bandwidth_id=bandwidth_id)
-            digest, where = store.sha256(store.pack_params(params, network.stored)), published.weights
-        else:
-            where = store.find(path_or_name, "speech")
-            card = store.read_card(where, "speech")
-            kind = NETWORKS.get(card.get("network", MelSpeech.name))
-            if kind is None:
-                raise UserError(
-                    f"{where / store.CARD}: unknown network {card['network']!r}; known: {', '.join(NETWORKS)}"
-                )
-            try:
-                network = kind.create(card["config"], dtype=dtype, bandwidth_id=bandwidth_id)
-            except TypeError as error:
-                raise UserError(f"{where / store.CARD}: {error}; fetch the codec again") from error
-            config, digest, params = card["config"], card["sha256"], store.read_params(where, card)
-        network.check(params, where)
-        described = config if dtype == "float32" else {**config, "dtype": dtype}
-        return cls(network, jax.tree.map(jnp.asarray, params), store.fingerprint(described, digest))
+        network, params, fingerprint = _read(path_or_name, dtype, bandwidth_id)
+        if dtype != "float32":  # other codes for the same speech
+            fingerprint = store.fingerprint({"dtype": dtype}, fingerprint)
+        return cls(network, jax.tree.map(jnp.asarray, params), fingerprint)
 
     def save(self, folder: str | os.PathLike, card: Mapping[str, Any] | None = None) -> None:
         """Writes a codec folder that `load` reads without PyTorch; `card`: free facts for the reader."""
         weights = store.pack_params(self.params, self.network.stored)
         config = dataclasses.asdict(self.config)
-        store.write(folder, "speech", config, weights, {"network": self.network.name, **(card or {})})
+        store.write(folder, "speech", config, weights, {"architecture": self.network.architecture, **(card or {})})
 
-    def on(self, mesh: Mesh, axes: Sequence[str] = ("replica", "fsdp")) -> "SpeechCodec":
-        """This codec with every batch split by rows over these axes of a mesh (those that it has).
+    def sharded(self, mesh: Mesh, axes: str | Sequence[str] | None = None) -> "SpeechCodec":
+        """The same codec, with the rows of a batch spread over `axes` of the mesh (default: all of them).
 
-        The parameters are copied to every device. All devices must belong to this process: on several hosts, give each
-        a mesh of its own devices and its own share of the utterances.
+        The weights are on every device. Codes and waves come back to the host, so all devices must be this process's
+        own: of several processes, each takes its share of the utterances.
 
         Raises:
-          UserError: the mesh has none of the axes.
+          UserError: an axis that the mesh has not, or a mesh of several processes.
         """
-        split = tuple(axis for axis in axes if axis in mesh.shape)
-        if not split:
-            raise UserError(f"the mesh has axes {', '.join(mesh.axis_names)}, none of {', '.join(axes)}")
+        axes = tuple(mesh.axis_names) if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+        unknown = [axis for axis in axes if axis not in mesh.axis_names]
+        if unknown or mesh.is_multi_process:
+            reason = f"has no axis {unknown[0]}" if unknown else "spans several processes"
+            raise UserError(
+                f"the mesh {dict(mesh.shape)} {reason}: give a mesh of this process's devices, and its axes"
+            )
         params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
-        return dataclasses.replace(self, params=params, rows=NamedSharding(mesh, PartitionSpec(split)))
+        return dataclasses.replace(self, params=params, batch_sharding=NamedSharding(mesh, PartitionSpec(axes)))
 
     @property
     def config(self) -> Any:
@@ -262,8 +249,9 @@ class SpeechCodec:
           per_token: columns of `data_bn` that make a token.
         """
         devices = 1
-        if self.rows is not None:
-            devices = self.rows.mesh.size // self.rows.shard_shape((self.rows.mesh.size,))[0]
+        if self.batch_sharding is not None:
+            size = self.batch_sharding.mesh.size
+            devices = size // self.batch_sharding.shard_shape((size,))[0]
         results = [np.empty(0)] * len(data_bn)
         waiting = np.argsort(-lengths_b, kind="stable")
         while len(waiting):
@@ -275,7 +263,31 @@ class SpeechCodec:
             padded[: len(rows), : known.shape[1]] = known
             counts = np.zeros(len(padded), np.int32)
             counts[: len(rows)] = lengths_b[rows]
-            output = np.asarray(function(self.params, padded, counts, self.network, self.rows))
+            output = np.asarray(function(self.params, padded, counts, self.network, self.batch_sharding))
             for row, values in zip(rows, output[: len(rows)], strict=True):
                 results[row] = values
         return results
+
+
+def _read(path_or_name: str | os.PathLike, dtype: str, bandwidth_id: int) -> tuple[Network, vq.Params, str]:
+    """Network, parameters and fingerprint, by what lies in the folder."""
+    folder = store.locate(path_or_name, "speech")
+    published = wavtokenizer_files.locate(Path(path_or_name)) if folder is None else None
+    if published is not None:
+        config, params = wavtokenizer_files.read(published)
+        values = dataclasses.asdict(config)
+        network: Network = WavTokenizer.create(values, dtype=dtype, bandwidth_id=bandwidth_id)
+        # As if it had been saved by us: the same weights have one fingerprint, whichever file they come from.
+        return network, params, store.fingerprint(values, store.sha256(store.pack_params(params, network.stored)))
+    folder = store.find(path_or_name, "speech", ", or the yaml file and weights of a WavTokenizer")
+    card = store.read_card(folder, "speech")
+    kind = NETWORKS.get(card.get("architecture", SmallSpeech.architecture))
+    if kind is None:
+        raise UserError(f"{folder / store.CARD}: unknown architecture {card['architecture']}; update aromni_jax")
+    try:
+        network = kind.create(card["config"], dtype=dtype, bandwidth_id=bandwidth_id)
+    except TypeError as error:
+        raise UserError(f"{folder / store.CARD}: {error}; fetch the codec again") from error
+    params = store.read_params(folder, card)
+    network.check(params, folder)
+    return network, params, store.fingerprint(card["config"], card["sha256"])

@@ -62,7 +62,7 @@ class WavTokenizerConfig:
         return math.prod(self.strides)
 
     @classmethod
-    def from_published(cls, description: Mapping[str, Any]) -> "WavTokenizerConfig":
+    def from_published(cls, description: Any) -> "WavTokenizerConfig":
         """From the object that the published yaml file holds.
 
         Width and first channels of the encoder do not stand there (512 and 32 in the original's code); the optional
@@ -101,7 +101,7 @@ class WavTokenizerConfig:
         return config
 
 
-def _arguments(description: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+def _arguments(description: Any, part: str) -> Mapping[str, Any]:
     try:
         return description["model"]["init_args"][part]["init_args"]
     except (KeyError, TypeError) as error:
@@ -134,7 +134,7 @@ class WavTokenizer:
     config: WavTokenizerConfig
     dtype: str = "float32"
     bandwidth_id: int = 0
-    name: ClassVar[str] = "wavtokenizer"
+    architecture: ClassVar[str] = "wavtokenizer"
     stored: ClassVar[type] = np.float32
 
     @classmethod

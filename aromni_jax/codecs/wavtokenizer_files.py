@@ -5,21 +5,17 @@
 """
 
 import dataclasses
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from aromni_jax.codecs import folder as store
 from aromni_jax.codecs import vq
-from aromni_jax.codecs.torch_files import read_state
+from aromni_jax.codecs.tensor_files import open_safetensors, open_torch, read_json
 from aromni_jax.codecs.wavtokenizer import WavTokenizerConfig
-from aromni_jax.codecs.wavtokenizer_weights import convert
+from aromni_jax.codecs.wavtokenizer_weights import import_params
 from aromni_jax.errors import UserError
 
-_JSON = "config.json"  # says all that a yaml file beside it says, and may say more
+_JSON = "config.json"  # says all that a yaml file beside it says, and may say more; json is yaml too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,44 +26,36 @@ class Published:
     weights: Path
 
 
-def find(path: str | os.PathLike) -> Published | None:
-    """The files in a folder, or in `speech` inside of it; None when there is no description, or a codec folder of ours.
+def locate(path: Path) -> Published | None:
+    """The files in a folder `speech` inside of this one, or in this one; None without a description.
 
     Raises:
       UserError: a description without weights, or a choice of either.
     """
-    folders = (Path(path) / "speech", Path(path))
-    if any((folder / store.CARD).is_file() for folder in folders):
-        return None
-    for folder in folders:
-        descriptions = [folder / _JSON] if (folder / _JSON).is_file() else _with_suffix(folder, ".yaml", ".yml")
+    for folder in (path / "speech", path):
+        described = (folder / _JSON).is_file() and "model" in read_json(folder / _JSON)
+        descriptions = [folder / _JSON] if described else _with_suffix(folder, ".yaml", ".yml")
         if descriptions:
             weights = _with_suffix(folder, ".ckpt", ".safetensors")
-            return Published(
-                _only(descriptions, folder, "yaml description"), _only(weights, folder, ".ckpt or .safetensors file")
-            )
+            return Published(_only(descriptions, folder, "description"), _only(weights, folder, "file of weights"))
     return None
 
 
-def read(published: Published) -> tuple[dict[str, Any], vq.Params]:
-    """-> config as JSON types, and parameters.
+def read(published: Published) -> tuple[WavTokenizerConfig, vq.Params]:
+    """Config and parameters.
 
     Raises:
       UserError: unreadable files, another kind of model, or weights that do not fit the config.
     """
-    file = published.description
+    file, weights = published.description, published.weights
     try:
-        text = file.read_text(encoding="utf-8")
-        description = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-        if not isinstance(description, dict):
-            raise UserError("not a WavTokenizer config: no names in it")
-        config = WavTokenizerConfig.from_published(description)
+        config = WavTokenizerConfig.from_published(yaml.safe_load(file.read_text(encoding="utf-8")))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {file} ({' '.join(str(error).split())}); fetch it again") from error
-    params = convert(read_state(published.weights), config, published.weights)
-    return {**dataclasses.asdict(config), "strides": list(config.strides)}, params
+        raise UserError(f"cannot read {file} ({' '.join(str(error).split())[:120]}); fetch it again") from error
+    tensors = open_torch(weights) if weights.suffix == ".ckpt" else open_safetensors(weights)
+    return config, import_params(tensors, config)
 
 
 def _with_suffix(folder: Path, *suffixes: str) -> list[Path]:
@@ -77,5 +65,5 @@ def _with_suffix(folder: Path, *suffixes: str) -> list[Path]:
 def _only(files: list[Path], folder: Path, what: str) -> Path:
     if len(files) != 1:
         names = f" ({', '.join(file.name for file in files)})" if files else ""
-        raise UserError(f"{folder} holds {len(files) or 'no'} {what}s{names}; it must hold just one")
+        raise UserError(f"{folder}: {len(files) or 'no'} {what} of WavTokenizer{names}; wanted: just one")
     return files[0]

@@ -5,17 +5,18 @@ Weight norm is folded (w = g v / |v|), the two biases of an LSTM are added: both
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from aromni_jax.codecs import folder as store
 from aromni_jax.codecs import vq
+from aromni_jax.codecs.tensor_files import Tensors
 from aromni_jax.codecs.wavtokenizer import LSTM_LAYERS, WavTokenizerConfig
 from aromni_jax.errors import UserError
 
 _ENCODER = "feature_extractor.encodec.encoder.model."
+_WINDOW = "head.istft.window"
 _CODEBOOK = "feature_extractor.encodec.quantizer.vq.layers.0._codebook."
 # Everything under these must be known; the rest of a checkpoint (discriminators, the unused decoder of EnCodec) is not
 # looked at.
@@ -46,7 +47,7 @@ def table(config: WavTokenizerConfig) -> list[Row]:
         f"{_CODEBOOK}inited": (1,),
         f"{_CODEBOOK}cluster_size": (c.codes,),
         f"{_CODEBOOK}embed_avg": (c.codes, c.embed),
-        "head.istft.window": (c.window,),
+        _WINDOW: (c.window,),
     }
     return [
         *_encoder(c),
@@ -153,33 +154,42 @@ def _folded(scale_o11: np.ndarray, direction_oiw: np.ndarray) -> np.ndarray:
     return (scale_o11 * direction_oiw / norm_o11).T
 
 
-def convert(state: Mapping[str, np.ndarray], config: WavTokenizerConfig, where: Path) -> vq.Params:
+def import_params(tensors: Tensors, config: WavTokenizerConfig) -> vq.Params:
     """Published arrays -> {"net": nested dict, "codebook": [k, e]}, float32.
 
     Raises:
       UserError: a weight is missing, unknown, of another shape, or not finite; or the window is not Hann's.
     """
     rows = table(config)
-    known = {name for row in rows for name in row.sources}
-    missing = [name for row in rows if row.path for name in row.sources if name not in state]
-    unknown = sorted(name for name in state if name.startswith(_WHOLE) and name not in known)
-    for problem, names in (("are missing", missing), ("are unknown", unknown)):
-        if names:
-            raise UserError(
-                f"{where}: {len(names)} weights {problem} with this config, the first is {names[0]}; "
-                "take the config that belongs to the weights"
-            )
+    _check(tensors, rows)
     flat: dict[str, np.ndarray] = {}
     for row in rows:
-        found = [state[name] for name in row.sources if name in state]
-        for (name, shape), array in zip(row.sources.items(), found, strict=False):
-            if tuple(array.shape) != shape:
-                raise UserError(f"{where}: {name} has shape {list(array.shape)}, its config says {list(shape)}")
         if row.path:
-            flat[row.path] = np.asarray(row.join(*found), np.float32)
+            flat[row.path] = np.asarray(row.join(*map(tensors.read, row.sources)), np.float32)
             if not np.isfinite(flat[row.path]).all():
-                raise UserError(f"{where}: {' or '.join(row.sources)} holds NaN or infinite values; fetch it again")
-    window = state.get("head.istft.window")
-    if window is not None and np.abs(window - np.hanning(config.window + 1)[:-1]).max() > 1e-5:
-        raise UserError(f"{where}: head.istft.window is not a periodic Hann window; no other is supported")
+                raise UserError(f"{tensors.where}: {' or '.join(row.sources)} holds NaN or infinite values")
+    if _WINDOW in tensors.shapes:
+        difference = np.abs(tensors.read(_WINDOW) - np.hanning(config.window + 1)[:-1])
+        if not difference.max() < 1e-5:
+            raise UserError(f"{tensors.where}: {_WINDOW} is not a periodic Hann window; no other is supported")
     return store.nest(flat)
+
+
+def _check(tensors: Tensors, rows: Sequence[Row]) -> None:
+    """UserError that names the first weight that is missing, unknown or of another shape."""
+    wanted = {name: shape for row in rows for name, shape in row.sources.items()}
+    missing = [name for row in rows if row.path for name in row.sources if name not in tensors.shapes]
+    unknown = sorted(name for name in tensors.shapes if name.startswith(_WHOLE) and name not in wanted)
+    for problem, names in (("missing", missing), ("not in the network", unknown)):
+        if names:
+            more = f" (and {len(names) - 1} more)" if names[1:] else ""
+            raise UserError(
+                f"{tensors.where} does not fit its config: {names[0]} is {problem}{more}; take the config that "
+                "belongs to the weights"
+            )
+    for name, shape in wanted.items():
+        if tensors.shapes.get(name, shape) != shape:
+            raise UserError(
+                f"{tensors.where} does not fit its config: {name} is {list(tensors.shapes[name])} in place of "
+                f"{list(shape)}; take the config that belongs to the weights"
+            )

@@ -100,7 +100,7 @@ def test_lengths_of_the_specification(codec, samples, tokens):
 def ragged():
     """Golden waves and cuts of them, in one array whose rest is loud noise."""
     a, b, short = (GOLDEN[f"{case}/wav"][0] for case in CASES)
-    waves = [a, b, short, a[:9001], b[:600], short[:37], a[3000:]]
+    waves = [a, short, b[:600], short[:37], a[3000:]]
     wave_bn = np.random.default_rng(0).normal(size=(len(waves), 15_000)).astype(np.float32)
     for row, wave in zip(wave_bn, waves, strict=True):
         row[: len(wave)] = wave
@@ -111,12 +111,12 @@ def test_rows_give_what_they_give_alone(codec, net):
     waves, wave_bn = ragged()
     lengths = [len(wave) for wave in waves]
     codes = codec.encode(wave_bn, lengths)
-    encode = jax.jit(lambda wave, samples: net.encoder(wave, samples))
+    encode = jax.jit(lambda wave_bn, samples_b: net.encoder(wave_bn, samples_b))
     together = np.asarray(encode(wave_bn, np.asarray(lengths)))
     for wave, row, vectors in zip(waves, codes, together, strict=True):
         np.testing.assert_array_equal(codec.encode(wave[None])[0], row)
-        alone = np.asarray(encode(np.pad(wave, (0, -len(wave) % 600))[None], np.asarray([len(wave)])))[0]
-        np.testing.assert_allclose(vectors[: len(row)], alone, atol=1e-4)
+        alone = encode(np.pad(wave, (0, 15_000 - len(wave)))[None], np.asarray([len(wave)]))[0]
+        np.testing.assert_allclose(vectors[: len(row)], alone[: len(row)], atol=1e-4)
 
     decoded = codec.decode(codes)
     array = np.full((len(codes), 27), 5, np.int32)
@@ -177,7 +177,7 @@ def abstract_params(network):
 
 def test_rows_over_the_devices_of_a_mesh(codec):
     mesh = Mesh(np.asarray(jax.devices()[:8]).reshape(2, 2, 2), ("replica", "fsdp", "tensor"))
-    spread = codec.on(mesh)
+    spread = codec.sharded(mesh, ("replica", "fsdp"))
     waves, wave_bn = ragged()
     lengths = [len(wave) for wave in waves]
     codes = spread.encode(wave_bn, lengths)
@@ -187,12 +187,12 @@ def test_rows_over_the_devices_of_a_mesh(codec):
         np.testing.assert_allclose(wave, other, atol=1e-5)
 
     codes_bt, tokens_b = np.zeros((8, 16), np.int32), np.full(8, 16)
-    lowered = speech_module._decode.lower(spread.params, codes_bt, tokens_b, spread.network, spread.rows)
+    lowered = speech_module._decode.lower(spread.params, codes_bt, tokens_b, spread.network, spread.batch_sharding)
     program = lowered.compile().as_text()
     assert "num_partitions=8" in program
     assert not any(name in program for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
-    with pytest.raises(UserError, match="none of data"):
-        codec.on(mesh, axes=("data",))
+    with pytest.raises(UserError, match="has no axis data"):
+        codec.sharded(mesh, "data")
 
 
 def test_bfloat16_keeps_most_codes(codec):

@@ -114,18 +114,18 @@ def _mask(tokens_b: jax.Array, size: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class MelSpeech:
+class SmallSpeech:
     """`SpeechNet` with its codebook, as `speech.SpeechCodec` wants it.
 
     Loudness is not coded, waves come back in [-1, 1]. Parameters: {"net": nested dict, "codebook": float32 [k, e]}.
     """
 
     config: SpeechConfig
-    name: ClassVar[str] = "mel"
+    architecture: ClassVar[str] = "small"
     stored: ClassVar[type] = np.float16  # the codec's error is far above its rounding
 
     @classmethod
-    def create(cls, values: Mapping[str, Any], *, dtype: str, bandwidth_id: int) -> "MelSpeech":
+    def create(cls, values: Mapping[str, Any], *, dtype: str, bandwidth_id: int) -> "SmallSpeech":
         """From the config of a card; TypeError when its names are not those of `SpeechConfig`."""
         if dtype != "float32" or bandwidth_id:
             raise UserError("the small speech codec computes in float32 and has no bandwidths; leave both options out")
