@@ -5,12 +5,13 @@
 """
 
 import dataclasses
+import re
 from pathlib import Path
 
 import yaml
 
 from aromni_jax.codecs import vq
-from aromni_jax.codecs.tensor_files import open_safetensors, open_torch, read_json
+from aromni_jax.codecs.tensor_files import open_safetensors, open_torch
 from aromni_jax.codecs.wavtokenizer import WavTokenizerConfig
 from aromni_jax.codecs.wavtokenizer_weights import import_params
 from aromni_jax.errors import UserError
@@ -27,14 +28,15 @@ class Published:
 
 
 def locate(path: Path) -> Published | None:
-    """The files in a folder `speech` inside of this one, or in this one; None without a description.
+    """The files in a folder `speech` inside of this one, or in this one; None without a description of WavTokenizer.
 
     Raises:
       UserError: a description without weights, or a choice of either.
     """
     for folder in (path / "speech", path):
-        described = (folder / _JSON).is_file() and "model" in read_json(folder / _JSON)
-        descriptions = [folder / _JSON] if described else _with_suffix(folder, ".yaml", ".yml")
+        descriptions = [file for file in _with_suffix(folder, ".yaml", ".yml", ".json") if _describes(file)]
+        if folder / _JSON in descriptions:
+            descriptions = [folder / _JSON]
         if descriptions:
             weights = _with_suffix(folder, ".ckpt", ".safetensors")
             return Published(_only(descriptions, folder, "description"), _only(weights, folder, "file of weights"))
@@ -56,6 +58,11 @@ def read(published: Published) -> tuple[WavTokenizerConfig, vq.Params]:
         raise UserError(f"cannot read {file} ({' '.join(str(error).split())[:120]}); fetch it again") from error
     tensors = open_torch(weights) if weights.suffix == ".ckpt" else open_safetensors(weights)
     return config, import_params(tensors, config)
+
+
+def _describes(file: Path) -> bool:
+    """Whether the file says how a WavTokenizer hears; language models and image codecs may lie in the same folder."""
+    return bool(re.search(r'\bfeature_extractor"?\s*:', file.read_text(encoding="utf-8", errors="replace")))
 
 
 def _with_suffix(folder: Path, *suffixes: str) -> list[Path]:

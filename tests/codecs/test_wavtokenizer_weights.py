@@ -153,7 +153,7 @@ def arguments(part):
         (lambda v: arguments("head")(v).pop("n_fft"), "config.json.*n_fft"),
         (lambda v: arguments("backbone")(v).update(dim="wide"), "dim must be positive whole numbers, not 'wide'"),
         (lambda v: arguments("backbone")(v).update(adanorm_num_embeddings=None), "conditions must be positive"),
-        (lambda v: v["model"].clear(), "no model.init_args"),
+        (lambda v: v["model"]["init_args"].pop("head"), "no model.init_args.head"),
     ],
 )
 def test_wrong_configs(tmp_path, change, message):
@@ -181,7 +181,7 @@ def test_wrong_folders(tmp_path):
     (tmp_path / "two.ckpt").write_bytes(b"")
     with pytest.raises(UserError, match=r"2 file of weights of WavTokenizer \(one\.ckpt, two\.ckpt\)"):
         SpeechCodec.load(tmp_path)
-    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "config.json").write_text('{"model": {"init_args": {"feature_extractor": ')
     (tmp_path / "two.ckpt").unlink()
     with pytest.raises(UserError, match=r"cannot read .*config\.json"):
         SpeechCodec.load(tmp_path)
@@ -195,6 +195,16 @@ class Attack:
 
     def __reduce__(self):
         return os.system, (self.command,)
+
+
+def test_descriptions_of_other_models_are_passed_over(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "chameleon", "vq_config": {}}')
+    (tmp_path / "vqgan.yaml").write_text("model: {params: {ddconfig: {}}}")
+    with pytest.raises(UserError, match="no speech codec at"):
+        SpeechCodec.load(tmp_path)
+    (tmp_path / "speech").mkdir()
+    folder_with(tmp_path / "speech", golden_state())
+    assert SpeechCodec.load(tmp_path).fingerprint == SpeechCodec.load(FOLDER).fingerprint
 
 
 @pytest.mark.parametrize(
