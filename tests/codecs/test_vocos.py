@@ -25,11 +25,12 @@ def test_group_norm_of_the_frames_that_exist():
         np.testing.assert_allclose(normed[:length], wanted.reshape(length, 64), atol=1e-5)
 
 
-def test_attention_of_many_frames_is_computed_in_blocks(monkeypatch):
+def test_attention_over_the_frames_that_exist_in_blocks_too(monkeypatch):
     block = AttentionBlock(64, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x_btc = jnp.asarray(np.random.default_rng(0).normal(size=(2, 40, 64)), jnp.float32)
     mask = jnp.asarray(masks([40, 23], 40))
     whole = np.asarray(block(x_btc, mask))
+    np.testing.assert_allclose(whole[1:, :23], block(x_btc[1:, :23], mask[1:, :23]), atol=1e-5)
     monkeypatch.setattr(vocos, "_QUERIES", 16)
     np.testing.assert_allclose(np.asarray(block(x_btc, mask)), whole, atol=1e-5)
 
