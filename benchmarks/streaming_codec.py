@@ -21,7 +21,6 @@ import datetime
 import itertools
 import pathlib
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,9 +96,7 @@ def errors(
 ) -> dict[str, Any]:
     """Means over the rows, of all samples and of the first part's."""
     spectral, noise, first = [], [], []
-    started = time.perf_counter()
     waves = [streamed(codec, codes_t, **sizes) for codes_t in rows]
-    taken = time.perf_counter() - started
     for whole, (wave, _) in zip(wholes, waves, strict=True):
         spectral.append(log_spectral_distance(whole, wave))
         noise.append(signal_to_noise(whole, wave))
@@ -113,7 +110,6 @@ def errors(
         "first_part_distance_db": round(float(np.mean(first)), 2),
         "first_audio_codes": needed,
         "first_audio_ms": round(1000 * needed / codec.tokens_per_second),
-        "seconds_per_second": round(taken / (sum(map(len, rows)) / codec.tokens_per_second), 3),
     }
 
 
@@ -122,8 +118,6 @@ def run(path: str, seconds: float, rows: int) -> dict[str, Any]:
     codec = SpeechCodec.load(path)
     codes = codec.encode(*speech_waves(codec, seconds, rows))
     wholes = codec.decode(codes)
-    for size in range(1, max(WINDOWS) + 1):  # compiles every bucket, so that times mean something
-        codec.decode(np.zeros((1, size), np.int32))
 
     def cell(**sizes: int) -> dict[str, Any]:
         result = errors(codec, codes, wholes, **sizes)

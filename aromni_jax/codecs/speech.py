@@ -201,28 +201,30 @@ class SpeechCodec:
         wave_bn = np.where(np.arange(wave_bn.shape[1]) < samples_b[:, None], wave_bn, 0).astype(np.float32)
         if not np.isfinite(wave_bn).all():
             raise UserError("speech holds NaN or infinite values")
-        rows = self._run(_encode, wave_bn, samples_b, self.hop)
+        rows = self._run(_encode, wave_bn, samples_b, self.hop, _SMALLEST_BUCKET)
         rows = [codes[: -(-samples // self.hop)] for codes, samples in zip(rows, samples_b, strict=True)]
         return np.stack(rows) if lengths is None else rows
 
-    def decode(self, codes: Ragged, lengths: Sequence[int] | None = None) -> np.ndarray | list[np.ndarray]:
+    def decode(
+        self, codes: Ragged, lengths: Sequence[int] | None = None, *, width: int = _SMALLEST_BUCKET
+    ) -> np.ndarray | list[np.ndarray]:
         """int [B, T] -> float32 [B, T * hop]; speech is in [-1, 1], what lies outside is for the writer to clip.
 
         With `lengths` (codes per row) or a list of int [T_i] in place of an array, a list of float32 [T_i * hop].
+        Rows are computed as if they had `width` codes at least: calls of many short lengths then compile once.
         Raises UserError: a code out of range, another shape, a length outside 0..T.
         """
         if not isinstance(codes, np.ndarray) and lengths is None:
             lengths = [len(row) for row in codes]
-            width = max(lengths, default=0)
             rows = [vq.check_codes(row, self.num_codes, "speech") for row in codes]
-            codes = np.zeros((len(rows), width), np.int32)
+            codes = np.zeros((len(rows), max(lengths, default=0)), np.int32)
             for padded, row in zip(codes, rows, strict=True):
                 padded[: len(row)] = row
         codes_bt = vq.check_codes(codes, self.num_codes, "speech")
         if codes_bt.ndim != 2:
             raise UserError(f"speech codes must be [rows, tokens], not {list(codes_bt.shape)}")
         tokens_b = self._lengths(lengths, codes_bt, "codes")
-        waves = self._run(_decode, codes_bt, tokens_b, 1)
+        waves = self._run(_decode, codes_bt, tokens_b, 1, width)
         waves = [wave[: tokens * self.hop] for wave, tokens in zip(waves, tokens_b, strict=True)]
         return waves if lengths is not None else np.stack(waves) if waves else np.zeros((0, 0), np.float32)
 
@@ -241,12 +243,12 @@ class SpeechCodec:
         return lengths_b
 
     def _run(
-        self, function: Callable[..., jax.Array], data_bn: np.ndarray, lengths_b: np.ndarray, per_token: int
+        self, function: Callable[..., jax.Array], data_bn: np.ndarray, lengths_b: np.ndarray, per_token: int, least: int
     ) -> list[np.ndarray]:
         """Runs a jitted function on batches padded to a few sizes, longest rows together -> one padded array per row.
 
         Args:
-          per_token: columns of `data_bn` that make a token.
+          per_token: columns of `data_bn` that make a token. least: tokens of the smallest size.
         """
         devices = 1
         if self.batch_sharding is not None:
@@ -255,7 +257,7 @@ class SpeechCodec:
         results = [np.empty(0)] * len(data_bn)
         waiting = np.argsort(-lengths_b, kind="stable")
         while len(waiting):
-            width = vq.bucket(-(-int(lengths_b[waiting[0]]) // per_token), _SMALLEST_BUCKET)
+            width = vq.bucket(-(-int(lengths_b[waiting[0]]) // per_token), least)
             most = max(1, min(_LARGEST_BATCH, _TOKENS_PER_CALL // width)) * devices
             rows, waiting = waiting[:most], waiting[most:]
             padded = np.zeros((vq.bucket(-(-len(rows) // devices)) * devices, width * per_token), data_bn.dtype)

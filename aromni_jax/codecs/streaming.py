@@ -17,12 +17,12 @@ _PERIOD = 4  # codes: windows begin at multiples of it, see `_emit`
 
 
 class WindowDecoder(Protocol):
-    """What streaming needs of a codec: `hop` samples per code."""
+    """What streaming needs of a codec: `hop` samples per code, and one compilation for all lengths up to `width`."""
 
     @property
     def hop(self) -> int: ...
 
-    def decode(self, codes: np.ndarray) -> np.ndarray | list[np.ndarray]: ...
+    def decode(self, codes: np.ndarray, *, width: int) -> np.ndarray | list[np.ndarray]: ...
 
 
 class SpeechStream:
@@ -52,7 +52,7 @@ class SpeechStream:
                 "the window must hold a part and its lookahead"
             )
         self._codec = codec
-        self._window, self._lookahead, self._first, self._step = window, lookahead, first, step
+        self._window, self._lookahead, self._step = window, lookahead, step
         self._codes = np.zeros(0, np.int32)  # from the first that a window may still need
         self._done = 0  # of them, how many have come out as samples
         self._beyond = np.zeros(0, np.float32)  # what the last window said about the code behind its part
@@ -88,7 +88,7 @@ class SpeechStream:
         # A codec that finds its phases starts from a pattern that repeats after a few frames. Windows that begin at the
         # same place of it agree about the phases where they overlap; others would cancel each other in the seam.
         start = min(self._done, -(-max(0, end - self._window) // _PERIOD) * _PERIOD)
-        wave = np.array(self._codec.decode(self._codes[None, start:end])[0], np.float32)
+        wave = np.array(self._codec.decode(self._codes[None, start:end], width=self._window)[0], np.float32)
         stop = (self._done + part - start) * hop
         piece = wave[(self._done - start) * hop : stop]
         seam = len(self._beyond)

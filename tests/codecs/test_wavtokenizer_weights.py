@@ -14,7 +14,6 @@ import safetensors.numpy
 import yaml
 
 from aromni_jax.codecs import SpeechCodec, vq
-from aromni_jax.codecs import folder as store
 from aromni_jax.codecs.tensor_files import Tensors
 from aromni_jax.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
 from aromni_jax.codecs.wavtokenizer_weights import import_params, table
@@ -34,13 +33,29 @@ def test_the_key_list_of_the_published_checkpoint():
     assert dict(names) == PUBLISHED
 
 
-def test_every_array_of_the_network_comes_from_one_row():
-    """At full size, without computing anything."""
-    network = WavTokenizer(WavTokenizerConfig())
-    shapes = jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda: vq.init(network.build, 0)))
-    wanted = {f"net/{path}" for path in store.flatten(shapes)} | {"codebook"}
-    paths = [row.path for row in table(network.config) if row.path]
-    assert len(paths) == len(set(paths)) and set(paths) == wanted
+FAMILY = (
+    WavTokenizerConfig(),
+    WavTokenizerConfig(strides=(2, 4, 5, 8), window=1280),  # 75 codes per second
+    WavTokenizerConfig(strides=(3, 4), window=48, channels=8, embed=24, dim=96, hidden=100, blocks=2, conditions=1),
+)
+
+
+@pytest.mark.parametrize("config", FAMILY, ids=lambda config: f"hop {config.hop}")
+def test_every_array_of_the_network_comes_from_one_row(config):
+    """At full size; every array is one number seen through its whole shape."""
+    network = WavTokenizer(config)
+    paths = [row.path for row in table(config) if row.path]
+    assert len(paths) == len(set(paths))
+    sources = {name: shape for row in table(config) for name, shape in row.sources.items()}
+    state = {name: np.broadcast_to(np.float32(1), shape) for name, shape in sources.items()}
+    state["head.istft.window"] = np.hanning(config.window + 1)[:-1]
+    found = import_params(tensors(state), config)
+    assert found["codebook"].shape == (config.codes, config.embed)
+    assert _shapes(found["net"]) == _shapes(jax.eval_shape(lambda: vq.init(network.build, 0)))
+
+
+def _shapes(tree):
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def tensors(state):

@@ -58,7 +58,7 @@ class Steps:
 
     hop, sample_rate = 4, 160
 
-    def decode(self, codes):
+    def decode(self, codes, width=None):
         padded = np.pad(np.asarray(codes, np.float32), ((0, 0), (2, 2)))
         mixed = sum(weight * padded[:, k : k + codes.shape[1]] for k, weight in enumerate([1, 2, 3, 2, 1]))
         return np.repeat(mixed, self.hop, axis=1)

@@ -18,7 +18,7 @@ class Smear:
 
     hop = 5
 
-    def decode(self, codes):
+    def decode(self, codes, width=None):
         rows = [np.convolve(np.pad(row, 1), [1, 2, 3], "valid") for row in np.asarray(codes, np.float32)]
         return np.repeat(np.stack(rows), self.hop, axis=1)
 

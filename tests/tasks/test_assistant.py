@@ -47,7 +47,7 @@ class Loudness:
             wave[:n].reshape(-1, 4).mean(1).round().astype(np.int32) for wave, n in zip(wave_bn, lengths, strict=True)
         ]
 
-    def decode(self, codes):
+    def decode(self, codes, width=None):
         return [np.repeat(np.asarray(row, np.float32), 4) for row in codes]
 
     def stream(self):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aromni_jax.codecs import SpeechCodec
+from aromni_jax.codecs import SpeechCodec, speech
 from aromni_jax.codecs.streaming import SpeechStream
 from aromni_jax.errors import UserError
 
@@ -19,7 +19,7 @@ class Smear:
         self.reach = reach
         self.longest = 0
 
-    def decode(self, codes):
+    def decode(self, codes, width=None):
         self.longest = max(self.longest, codes.shape[1])
         kernel = np.arange(1, 2 * self.reach + 2)
         rows = [np.convolve(np.pad(row, self.reach), kernel, "valid") for row in np.asarray(codes, np.float32)]
@@ -82,7 +82,7 @@ class Whistle:
     def __init__(self) -> None:
         self.calls = 0
 
-    def decode(self, codes):
+    def decode(self, codes, width=None):
         self.calls += 1
         return np.full((1, codes.shape[1] * self.hop), self.calls, np.float32)
 
@@ -112,9 +112,10 @@ def test_misuse():
 def test_the_small_codec_streams():
     codec = SpeechCodec.load("numbers")
     codes = np.random.default_rng(0).integers(0, codec.num_codes, 70)
-    stream = codec.stream(window=48, lookahead=8, first=8, step=24)
+    stream, compiled = codec.stream(window=40, lookahead=8, first=8, step=24), speech._decode._cache_size()
     first, rest = stream.push(codes[:16]), [stream.push(codes[16:]), stream.close()]
     assert len(first) == 8 * codec.hop
+    assert speech._decode._cache_size() == compiled + 1, "windows of all lengths share one"
     wave = np.concatenate([first, *rest])
     assert wave.shape == (70 * codec.hop,) and np.isfinite(wave).all() and np.abs(wave).max() <= 1
     with pytest.raises(UserError, match=r"outside 0\.\.255"):
