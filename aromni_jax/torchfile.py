@@ -32,20 +32,27 @@ def _torch() -> Any:
 class TorchFile:
     """A file with a dict of tensors, mapped rather than read; `tensors` has shape and dtype by name.
 
-    Entries that are None are left out (Meta's `rope.freqs`). `inside` names the entry that holds the dict.
+    Entries that are None are left out (Meta's `rope.freqs`).
+
+    Args:
+      inside: name of the entry that holds the dict, if there is one.
+      among_others: a training framework's file, which keeps more than tensors: objects of classes that PyTorch does not
+        know to be harmless are read as empty placeholders, and whatever is no tensor is left out.
 
     Raises:
-      UserError: missing, damaged, no PyTorch, or it holds anything but tensors: such a file could run code when it is
-        unpickled, so that is refused.
+      UserError: missing, damaged, no PyTorch; or, unless `among_others`, it holds anything but tensors: such a file
+        could run code when it is unpickled, so that is refused.
     """
 
-    def __init__(self, path: pathlib.Path, inside: str | None = None) -> None:
+    def __init__(self, path: pathlib.Path, inside: str | None = None, *, among_others: bool = False) -> None:
         torch = _torch()
         self.path = path
         try:
             with path.open("rb") as file:
                 zipped = file.read(2) == b"PK"
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            strange = torch.serialization.get_unsafe_globals_in_checkpoint(path) if among_others and zipped else []
+            with torch.serialization.safe_globals([(_Placeholder, name) for name in strange]):
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
         except Exception as error:  # PyTorch raises kinds of many libraries
@@ -58,7 +65,7 @@ class TorchFile:
         for name, value in content.items():
             if isinstance(value, torch.Tensor):
                 self._content[str(name)] = value
-            elif value is not None:
+            elif value is not None and not among_others:
                 raise UserError(
                     f"{path}: entry {name} is a {type(value).__name__}, not a tensor; this is no weight file"
                 )
@@ -76,6 +83,16 @@ class TorchFile:
     def close(self) -> None:
         """No reading after this."""
         self._content = {}
+
+
+class _Placeholder:
+    """Stands for an object of a class that PyTorch does not know to be harmless; nothing of that class is run."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 def write_torch(path: pathlib.Path, planned: Mapping[str, Shaped], tensors: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 
 from aromni_jax.codecs import vq
 from aromni_jax.codecs.image import ImageCodec
-from aromni_jax.codecs.speech import SpeechCodec, log_magnitude, log_mel
+from aromni_jax.codecs.small_speech import log_magnitude, log_mel
+from aromni_jax.codecs.speech import SpeechCodec
 from aromni_jax.codecs.text import TextCodec
 
 World = Any

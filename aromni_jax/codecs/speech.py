@@ -1,140 +1,98 @@
-"""The small speech codec: mono speech <-> one code per 25 ms, by log-mel frames and the Griffin-Lim algorithm."""
+"""The speech codec: mono waves <-> codes, batches of any lengths or a stream, whichever network computes them."""
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aromni_jax.codecs import folder as store
-from aromni_jax.codecs import spectrum, vq
+from aromni_jax.codecs import vq, wavtokenizer_files
+from aromni_jax.codecs.small_speech import SmallSpeech
+from aromni_jax.codecs.streaming import SpeechStream
+from aromni_jax.codecs.wavtokenizer import WavTokenizer
 from aromni_jax.errors import UserError
 
-_FLOOR = 1e-2  # of magnitudes before the logarithm: some 70 dB below loud speech, so that codes are not spent on noise
-_MOST_GAIN = 20.0  # silence stays silent
 _SMALLEST_BUCKET = 16  # tokens
 _LARGEST_BATCH = 32
+_TOKENS_PER_CALL = 4096  # bounds the memory of a call; one row may have more
 Ragged = np.ndarray | Sequence[np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SpeechConfig:
-    """Shape of the codec.
+class Network(Protocol):
+    """What computes codes and waves: frozen and hashable (a static argument of `jit`), its parameters beside it.
+
+    Every row of a batch must come out as it would alone, whatever lies behind its end.
 
     Attributes:
-      sample_rate: hertz. frame: samples between spectra. window: samples under one spectrum.
-      frames_per_token: spectra that one token stands for.
-      mels: mel bands that the encoder sees.
-      loudness: root mean square of the loud parts that the encoder brings every utterance to; how loud it was is
-        not coded, so no code is spent on it.
-      centre, scale: of the log-mel values in training; the encoder sees (value - centre) / scale.
-      dim: channels. look, depth: blocks of the encoder and the decoder, `kernel` tokens wide each.
-      codes, embed: size of the codebook.
-      rounds: of the Griffin-Lim algorithm.
+      architecture: its name in `codec.json`. stored: dtype of its saved parameters.
+      config: frozen dataclass of JSON types. sample_rate: hertz. hop: samples per code. num_codes: of the codebook.
     """
 
-    sample_rate: int = 16_000
-    frame: int = 200
-    window: int = 800
-    frames_per_token: int = 2
-    mels: int = 80
-    loudness: float = 0.08
-    centre: float = -4.0
-    scale: float = 2.0
-    dim: int = 128
-    look: int = 1
-    depth: int = 4
-    kernel: int = 3
-    codes: int = 256
-    embed: int = 16
-    rounds: int = 32
+    architecture: ClassVar[str]
+    stored: ClassVar[type]
+
+    @classmethod
+    def create(cls, values: Mapping[str, Any], *, dtype: str, bandwidth_id: int) -> "Network":
+        """From the config of a card; TypeError when its names are not the network's."""
+        ...
 
     @property
-    def hop(self) -> int:
-        """Samples per token."""
-        return self.frame * self.frames_per_token
+    def config(self) -> Any: ...
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def hop(self) -> int: ...
+
+    @property
+    def num_codes(self) -> int: ...
+
+    def check(self, params: vq.Params, where: Path) -> None:
+        """UserError unless these are its parameters."""
+        ...
+
+    def encode(self, params: vq.Params, wave_bn: jax.Array, samples_b: jax.Array) -> jax.Array:
+        """float32 [b, t * hop], zero behind a row's samples -> int32 [b, t], anything behind a row's codes."""
+        ...
+
+    def decode(self, params: vq.Params, codes_bt: jax.Array, tokens_b: jax.Array) -> jax.Array:
+        """int32 [b, t] -> float32 [b, t * hop], anything behind a row's end."""
+        ...
 
 
-class SpeechNet(nnx.Module):
-    """Encoder and decoder without codebook and phases; masks are 0 or 1, [b, tokens, 1]."""
-
-    def __init__(self, config: SpeechConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        c, bins = config, config.window // 2 + 1
-        self.frames = nnx.Linear(c.mels * c.frames_per_token, c.dim, rngs=rngs)
-        self.look = nnx.List([vq.Residual(c.dim, (c.kernel,), rngs=rngs) for _ in range(c.look)])
-        self.embed = nnx.Linear(c.dim, c.embed, rngs=rngs)
-        self.start = nnx.Linear(c.embed, c.dim, rngs=rngs)
-        self.blocks = nnx.List(
-            [vq.Residual(c.dim, (c.kernel,), dilation=2 ** (i % 3), rngs=rngs) for i in range(c.depth)]
-        )
-        self.norm = nnx.LayerNorm(c.dim, epsilon=1e-5, rngs=rngs)
-        self.bins = nnx.Linear(c.dim, c.frames_per_token * bins, rngs=rngs)
-
-    def encode(self, mel_bfm: jax.Array, mask_bt1: jax.Array) -> jax.Array:
-        """Log-mel float32 [b, tokens * frames_per_token, mels] -> [b, tokens, embed], to be quantised."""
-        config = self.config
-        mel = (mel_bfm - config.centre) / config.scale
-        x = jax.nn.gelu(self.frames(mel.reshape(*mask_bt1.shape[:2], -1))) * mask_bt1
-        for block in self.look:
-            x = block(x, mask_bt1)
-        return self.embed(x)
-
-    def decode(self, z_bte: jax.Array, mask_bt1: jax.Array) -> jax.Array:
-        """[b, tokens, embed] -> log-magnitudes [b, tokens * frames_per_token, window / 2 + 1]."""
-        x = self.start(z_bte) * mask_bt1
-        for block in self.blocks:
-            x = block(x, mask_bt1)
-        out = self.bins(self.norm(x)) + self.config.centre
-        return out.reshape(out.shape[0], -1, self.config.window // 2 + 1)
+NETWORKS: dict[str, type[Network]] = {network.architecture: network for network in (SmallSpeech, WavTokenizer)}
 
 
-def log_magnitude(wave_bn: jax.Array | np.ndarray, config: SpeechConfig) -> jax.Array:
-    """float32 [b, n] -> natural logarithm of the magnitudes at one loudness, [b, n / frame, window / 2 + 1].
-
-    The level of an utterance is the mean over frames, weighted with their power, of the logarithm of the power: silence
-    before, between and behind the words does not count.
-    """
-    magnitude_bfq = jnp.abs(spectrum.stft(wave_bn, config.frame, config.window))
-    power_bf = jnp.mean(magnitude_bfq**2, axis=-1) / (0.375 * config.window) + 1e-12
-    level_b = jnp.exp(0.5 * jnp.sum(power_bf * jnp.log(power_bf), axis=-1) / jnp.sum(power_bf, axis=-1))
-    gain_b = jnp.clip(config.loudness / level_b, 1 / _MOST_GAIN, _MOST_GAIN)
-    return jnp.log(magnitude_bfq * gain_b[:, None, None] + _FLOOR)
+@functools.partial(jax.jit, static_argnames=("network", "rows"))
+def _encode(
+    params: vq.Params, wave_bn: jax.Array, samples_b: jax.Array, network: Network, rows: NamedSharding | None
+) -> jax.Array:
+    return _per_device(network.encode, rows)(params, wave_bn, samples_b)
 
 
-def log_mel(log_bfq: jax.Array, config: SpeechConfig) -> jax.Array:
-    """Log-magnitudes -> log-mel values [b, f, mels]."""
-    filters = spectrum.mel_filters(config.sample_rate, config.window, config.mels)
-    filters = filters / filters.sum(axis=0).clip(1e-6)  # a band is the mean of its bins: the scale of the bins is kept
-    return jnp.log(jnp.exp(log_bfq) @ filters + _FLOOR)
+@functools.partial(jax.jit, static_argnames=("network", "rows"))
+def _decode(
+    params: vq.Params, codes_bt: jax.Array, tokens_b: jax.Array, network: Network, rows: NamedSharding | None
+) -> jax.Array:
+    return _per_device(network.decode, rows)(params, codes_bt, tokens_b)
 
 
-def _mask(tokens_b: jax.Array, size: int) -> jax.Array:
-    return (jnp.arange(size)[None] < tokens_b[:, None])[..., None].astype(jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _encode(params: vq.Params, wave_bn: jax.Array, tokens_b: jax.Array, config: SpeechConfig) -> jax.Array:
-    net = vq.with_params(lambda rngs: SpeechNet(config, rngs=rngs), params["net"])
-    mask_bt1 = _mask(tokens_b, wave_bn.shape[1] // config.hop)
-    return vq.nearest(params["codebook"], net.encode(log_mel(log_magnitude(wave_bn, config), config), mask_bt1))
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _decode(params: vq.Params, codes_bt: jax.Array, tokens_b: jax.Array, config: SpeechConfig) -> jax.Array:
-    net = vq.with_params(lambda rngs: SpeechNet(config, rngs=rngs), params["net"])
-    mask_bt1 = _mask(tokens_b, codes_bt.shape[1])
-    logs_bfq = net.decode(params["codebook"][codes_bt], mask_bt1)
-    mask_bf1 = jnp.repeat(mask_bt1, config.frames_per_token, axis=1)
-    # No wave in [-1, 1] has magnitudes above e**6; what the floor added is taken off, or silence would hiss.
-    magnitude_bfq = jnp.maximum(jnp.exp(jnp.minimum(logs_bfq, 7.0)) - _FLOOR, 0.0)
-    wave_bn = spectrum.griffin_lim(magnitude_bfq, config.frame, config.window, mask_bf1, config.rounds)
-    return jnp.clip(wave_bn, -1.0, 1.0)
+def _per_device(function: Callable[..., jax.Array], rows: NamedSharding | None) -> Callable[..., jax.Array]:
+    """Each device computes its own rows; no row needs another, so nothing is sent between devices."""
+    if rows is None:
+        return function
+    whole = PartitionSpec()
+    return jax.shard_map(
+        function, mesh=rows.mesh, in_specs=(whole, rows.spec, rows.spec), out_specs=rows.spec, check_vma=False
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,44 +100,81 @@ class SpeechCodec:
     """Speech <-> codes in [0, num_codes), `tokens_per_second` of them.
 
     Every row of a batch gives what it gives alone: what lies behind a row's end is silence and is masked. A last
-    piece shorter than a token is filled up with silence.
+    piece shorter than a token is filled up as the network does it (silence, or its own reflection). Lengths are
+    rounded up to a few sizes, so that a new length seldom compiles anew.
 
     Attributes:
-      params: {"net": nested dict of arrays, "codebook": float32 [k, e]}.
+      network: what computes; its `config` is also this codec's. params: {"net": nested dict, "codebook": [k, e]}.
       fingerprint: 16 hex digits of config and weights.
+      batch_sharding: how the rows of a batch are spread over devices; see `sharded`.
     """
 
-    config: SpeechConfig
+    network: Network
     params: vq.Params
     fingerprint: str
+    batch_sharding: NamedSharding | None = None
 
     @classmethod
-    def load(cls, path_or_name: str | os.PathLike) -> "SpeechCodec":
-        """From a codec folder or the name of a shipped world; UserError when there is none or it is damaged."""
-        folder: Path = store.find(path_or_name, "speech")
-        card = store.read_card(folder, "speech")
-        try:
-            config = SpeechConfig(**card["config"])
-        except TypeError as error:
-            raise UserError(f"{folder / store.CARD}: {error}; fetch the codec again") from error
-        params = store.read_params(folder, card)
-        vq.check_params(lambda rngs: SpeechNet(config, rngs=rngs), params, (config.codes, config.embed), folder)
-        return cls(config, jax.tree.map(jnp.asarray, params), store.fingerprint(card["config"], card["sha256"]))
+    def load(cls, path_or_name: str | os.PathLike, *, dtype: str = "float32", bandwidth_id: int = 0) -> "SpeechCodec":
+        """From a codec folder, a folder of published WavTokenizer files, or the name of a shipped world.
+
+        Args:
+          dtype: of the products of matrices in WavTokenizer, "float32" or "bfloat16" (faster on accelerators; some
+            codes come out differently, so the fingerprint differs).
+          bandwidth_id: row of WavTokenizer's decoder that conditions on a bandwidth; encoding does not depend on it.
+
+        Raises:
+          UserError: nothing there, damaged, weights that do not fit their config, or an option out of range.
+        """
+        network, params, fingerprint = _read(path_or_name, dtype, bandwidth_id)
+        if dtype != "float32":  # other codes for the same speech
+            fingerprint = store.fingerprint({"dtype": dtype}, fingerprint)
+        return cls(network, jax.tree.map(jnp.asarray, params), fingerprint)
+
+    def save(self, folder: str | os.PathLike, card: Mapping[str, Any] | None = None) -> None:
+        """Writes a codec folder that `load` reads without PyTorch; `card`: free facts for the reader."""
+        weights = store.pack_params(self.params, self.network.stored)
+        config = dataclasses.asdict(self.config)
+        store.write(folder, "speech", config, weights, {"architecture": self.network.architecture, **(card or {})})
+
+    def sharded(self, mesh: Mesh, axes: str | Sequence[str] | None = None) -> "SpeechCodec":
+        """The same codec, with the rows of a batch spread over `axes` of the mesh (default: all of them).
+
+        The weights are on every device. Codes and waves come back to the host, so all devices must be this process's
+        own: of several processes, each takes its share of the utterances.
+
+        Raises:
+          UserError: an axis that the mesh has not, or a mesh of several processes.
+        """
+        axes = tuple(mesh.axis_names) if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+        unknown = [axis for axis in axes if axis not in mesh.axis_names]
+        if unknown or mesh.is_multi_process:
+            reason = f"has no axis {unknown[0]}" if unknown else "spans several processes"
+            raise UserError(
+                f"the mesh {dict(mesh.shape)} {reason}: give a mesh of this process's devices, and its axes"
+            )
+        params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
+        return dataclasses.replace(self, params=params, batch_sharding=NamedSharding(mesh, PartitionSpec(axes)))
+
+    @property
+    def config(self) -> Any:
+        """The network's config, a frozen dataclass."""
+        return self.network.config
 
     @property
     def num_codes(self) -> int:
         """Size of the codebook."""
-        return self.config.codes
+        return self.network.num_codes
 
     @property
     def sample_rate(self) -> int:
         """Hertz, of the waves on both sides."""
-        return self.config.sample_rate
+        return self.network.sample_rate
 
     @property
     def hop(self) -> int:
         """Samples per token."""
-        return self.config.hop
+        return self.network.hop
 
     @property
     def tokens_per_second(self) -> float:
@@ -206,30 +201,36 @@ class SpeechCodec:
         wave_bn = np.where(np.arange(wave_bn.shape[1]) < samples_b[:, None], wave_bn, 0).astype(np.float32)
         if not np.isfinite(wave_bn).all():
             raise UserError("speech holds NaN or infinite values")
-        tokens_b = -(-samples_b // self.hop)
-        rows = self._run(_encode, wave_bn, tokens_b, self.hop)
+        rows = self._run(_encode, wave_bn, samples_b, self.hop, _SMALLEST_BUCKET)
+        rows = [codes[: -(-samples // self.hop)] for codes, samples in zip(rows, samples_b, strict=True)]
         return np.stack(rows) if lengths is None else rows
 
-    def decode(self, codes: Ragged, lengths: Sequence[int] | None = None) -> np.ndarray | list[np.ndarray]:
-        """int [B, T] -> float32 [B, T * hop] in [-1, 1].
+    def decode(
+        self, codes: Ragged, lengths: Sequence[int] | None = None, *, width: int = _SMALLEST_BUCKET
+    ) -> np.ndarray | list[np.ndarray]:
+        """int [B, T] -> float32 [B, T * hop]; speech is in [-1, 1], what lies outside is for the writer to clip.
 
         With `lengths` (codes per row) or a list of int [T_i] in place of an array, a list of float32 [T_i * hop].
+        Rows are computed as if they had `width` codes at least: calls of many short lengths then compile once.
         Raises UserError: a code out of range, another shape, a length outside 0..T.
         """
         if not isinstance(codes, np.ndarray) and lengths is None:
             lengths = [len(row) for row in codes]
-            width = max(lengths, default=0)
             rows = [vq.check_codes(row, self.num_codes, "speech") for row in codes]
-            codes = np.zeros((len(rows), width), np.int32)
+            codes = np.zeros((len(rows), max(lengths, default=0)), np.int32)
             for padded, row in zip(codes, rows, strict=True):
                 padded[: len(row)] = row
         codes_bt = vq.check_codes(codes, self.num_codes, "speech")
         if codes_bt.ndim != 2:
             raise UserError(f"speech codes must be [rows, tokens], not {list(codes_bt.shape)}")
         tokens_b = self._lengths(lengths, codes_bt, "codes")
-        waves = self._run(_decode, codes_bt, tokens_b, 1)
+        waves = self._run(_decode, codes_bt, tokens_b, 1, width)
         waves = [wave[: tokens * self.hop] for wave, tokens in zip(waves, tokens_b, strict=True)]
         return waves if lengths is not None else np.stack(waves) if waves else np.zeros((0, 0), np.float32)
+
+    def stream(self, **sizes: int) -> SpeechStream:
+        """A new utterance, decoded while its codes come in; `sizes` as `streaming.SpeechStream` has them."""
+        return SpeechStream(self, **sizes)
 
     def _lengths(self, lengths: Sequence[int] | None, data_bn: np.ndarray, what: str) -> np.ndarray:
         rows, size = data_bn.shape
@@ -242,20 +243,53 @@ class SpeechCodec:
         return lengths_b
 
     def _run(
-        self, function: Callable[..., jax.Array], data_bn: np.ndarray, tokens_b: np.ndarray, per_token: int
+        self, function: Callable[..., jax.Array], data_bn: np.ndarray, lengths_b: np.ndarray, per_token: int, least: int
     ) -> list[np.ndarray]:
-        """Runs a jitted function on batches padded to a few sizes, longest rows together -> one array per row."""
+        """Runs a jitted function on batches padded to a few sizes, longest rows together -> one padded array per row.
+
+        Args:
+          per_token: columns of `data_bn` that make a token. least: tokens of the smallest size.
+        """
+        devices = 1
+        if self.batch_sharding is not None:
+            size = self.batch_sharding.mesh.size
+            devices = size // self.batch_sharding.shard_shape((size,))[0]
         results = [np.empty(0)] * len(data_bn)
-        order = np.argsort(-tokens_b, kind="stable")
-        for start in range(0, len(order), _LARGEST_BATCH):
-            rows = order[start : start + _LARGEST_BATCH]
-            width = vq.bucket(int(tokens_b[rows].max()), _SMALLEST_BUCKET) * per_token
-            padded = np.zeros((vq.bucket(len(rows)), width), data_bn.dtype)
-            known = data_bn[rows, :width]
+        waiting = np.argsort(-lengths_b, kind="stable")
+        while len(waiting):
+            width = vq.bucket(-(-int(lengths_b[waiting[0]]) // per_token), least)
+            most = max(1, min(_LARGEST_BATCH, _TOKENS_PER_CALL // width)) * devices
+            rows, waiting = waiting[:most], waiting[most:]
+            padded = np.zeros((vq.bucket(-(-len(rows) // devices)) * devices, width * per_token), data_bn.dtype)
+            known = data_bn[rows, : padded.shape[1]]
             padded[: len(rows), : known.shape[1]] = known
             counts = np.zeros(len(padded), np.int32)
-            counts[: len(rows)] = tokens_b[rows]
-            output = np.asarray(function(self.params, padded, counts, self.config))
+            counts[: len(rows)] = lengths_b[rows]
+            output = np.asarray(function(self.params, padded, counts, self.network, self.batch_sharding))
             for row, values in zip(rows, output[: len(rows)], strict=True):
-                results[row] = values[: tokens_b[row]] if per_token > 1 else values
+                results[row] = values
         return results
+
+
+def _read(path_or_name: str | os.PathLike, dtype: str, bandwidth_id: int) -> tuple[Network, vq.Params, str]:
+    """Network, parameters and fingerprint, by what lies in the folder."""
+    folder = store.locate(path_or_name, "speech")
+    published = wavtokenizer_files.locate(Path(path_or_name)) if folder is None else None
+    if published is not None:
+        config, params = wavtokenizer_files.read(published)
+        values = dataclasses.asdict(config)
+        network: Network = WavTokenizer.create(values, dtype=dtype, bandwidth_id=bandwidth_id)
+        # As if it had been saved by us: the same weights have one fingerprint, whichever file they come from.
+        return network, params, store.fingerprint(values, store.sha256(store.pack_params(params, network.stored)))
+    folder = store.find(path_or_name, "speech", ", or the yaml file and weights of a WavTokenizer")
+    card = store.read_card(folder, "speech")
+    kind = NETWORKS.get(card.get("architecture", SmallSpeech.architecture))
+    if kind is None:
+        raise UserError(f"{folder / store.CARD}: unknown architecture {card['architecture']}; update aromni_jax")
+    try:
+        network = kind.create(card["config"], dtype=dtype, bandwidth_id=bandwidth_id)
+    except TypeError as error:
+        raise UserError(f"{folder / store.CARD}: {error}; fetch the codec again") from error
+    params = store.read_params(folder, card)
+    network.check(params, folder)
+    return network, params, store.fingerprint(card["config"], card["sha256"])

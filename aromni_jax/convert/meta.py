@@ -110,7 +110,7 @@ class Meta(Foreign):
     def _codec(self) -> Mapping[str, Shaped]:
         """Tensors of vqgan.ckpt, opened when first asked for: a decoder loads without it."""
         if self._vqgan is None and files.VQGAN in self.assets:
-            self._vqgan = TorchFile(self.assets[files.VQGAN], inside="state_dict")
+            self._vqgan = TorchFile(self.assets[files.VQGAN], inside="state_dict", among_others=True)
         return self._vqgan.tensors if self._vqgan else {}
 
     def _vocab_size(self, values: Fields) -> int:

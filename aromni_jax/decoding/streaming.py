@@ -18,46 +18,18 @@ class TextDecoder(Protocol):
     def decode(self, pieces: list[int]) -> str: ...
 
 
+class SpeechWindows(Protocol):
+    """One utterance whose samples come out while its codes come in."""
+
+    def push(self, codes: np.ndarray) -> np.ndarray: ...
+
+    def close(self) -> np.ndarray: ...
+
+
 class SpeechDecoder(Protocol):
-    """What streaming needs of a speech codec: `hop` samples per code."""
+    """What streaming needs of a speech codec."""
 
-    @property
-    def hop(self) -> int: ...
-
-    def decode(self, codes: np.ndarray) -> np.ndarray | list[np.ndarray]: ...
-
-
-class SpeechWindow:
-    """Decodes an utterance piece by piece.
-
-    A window of codes is decoded with `context` codes before and `lookahead` after the part that is kept, so that a
-    codec that reaches no further gives the samples of whole-utterance decoding. One that does (or that finds a phase
-    of its own for each window) is blended over one code at each seam, so that the seam does not click.
-    """
-
-    def __init__(self, codec: SpeechDecoder, context: int = 40, lookahead: int = 8) -> None:
-        self._codec, self._context, self._lookahead = codec, context, lookahead
-        self._codes = np.zeros(0, np.int32)
-        self._sent = 0
-        self._beyond = np.zeros(0, np.float32)  # what the last window said about the code after its part
-
-    def push(self, codes: np.ndarray, *, last: bool) -> np.ndarray:
-        """Samples that are settled by now, float32 [n]; with `last`, all that remain."""
-        self._codes = np.concatenate([self._codes, codes])
-        have = len(self._codes)
-        ready = have if last else max(have - self._lookahead, self._sent)
-        if ready == self._sent:
-            return np.zeros(0, np.float32)
-        start = max(0, self._sent - self._context)
-        wave = np.array(self._codec.decode(self._codes[None, start:])[0], np.float32)
-        hop = self._codec.hop
-        piece = wave[(self._sent - start) * hop : (ready - start) * hop]
-        seam = len(self._beyond)
-        rising = np.linspace(0, 1, seam, dtype=np.float32)
-        piece[:seam] = rising * piece[:seam] + (1 - rising) * self._beyond
-        self._beyond = wave[(ready - start) * hop : (ready - start + 1) * hop]
-        self._sent = ready
-        return piece
+    def stream(self) -> SpeechWindows: ...
 
 
 class RowStream:
@@ -79,7 +51,7 @@ class RowStream:
         self._pieces: list[int] = []
         self._shown = ""
         self._codes: list[int] = []
-        self._window: SpeechWindow | None = None
+        self._windows: SpeechWindows | None = None
 
     def push(self, token: int, state: State) -> Iterator[Event]:
         """Events that this token settles; speech waits for `flush` or for the end of its span."""
@@ -98,7 +70,7 @@ class RowStream:
         elif state == State.SPEECH:
             if token == v.eoa:
                 yield self._speech(last=True)
-                self._window = None
+                self._windows = None
             else:
                 self._codes.append(token)
         elif state == State.IMAGE:
@@ -132,6 +104,8 @@ class RowStream:
         self._codes = []
         samples = None
         if self._speech_codec is not None:
-            self._window = self._window or SpeechWindow(self._speech_codec)
-            samples = self._window.push(codes, last=last)
+            self._windows = self._windows or self._speech_codec.stream()
+            samples = self._windows.push(codes)
+            if last:
+                samples = np.concatenate([samples, self._windows.close()])
         return SpeechChunk(self._id, self._at, codes, samples, last)

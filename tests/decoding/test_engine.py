@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from aromni_jax.codecs.streaming import SpeechStream
 from aromni_jax.config import ModelConfig
 from aromni_jax.decoding import (
     Done,
@@ -57,10 +58,13 @@ class Steps:
 
     hop, sample_rate = 4, 160
 
-    def decode(self, codes):
+    def decode(self, codes, width=None):
         padded = np.pad(np.asarray(codes, np.float32), ((0, 0), (2, 2)))
         mixed = sum(weight * padded[:, k : k + codes.shape[1]] for k, weight in enumerate([1, 2, 3, 2, 1]))
         return np.repeat(mixed, self.hop, axis=1)
+
+    def stream(self):
+        return SpeechStream(self)
 
 
 def prompt(seed: int, length: int, image: bool = False) -> list[int]:

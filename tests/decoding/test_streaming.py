@@ -1,29 +1,29 @@
-"""Cuts: speech windows against whole-utterance decoding, text pieces at character borders."""
+"""Cuts: bursts of speech, text pieces at character borders."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aromni_jax.codecs.streaming import SpeechStream
 from aromni_jax.decoding import ImageDone, SpeechChunk, State, StateChange, TextPiece
-from aromni_jax.decoding.streaming import RowStream, SpeechWindow
+from aromni_jax.decoding.streaming import RowStream
 from aromni_jax.vocabulary import JointVocabulary
 
 V = JointVocabulary.compact(text_pieces=256, image_codes=6, image_tokens=3, speech_codes=7)
 
 
 class Smear:
-    """A speech codec whose samples depend on `reach` codes to each side."""
+    """A speech codec whose samples depend on a code to each side."""
 
     hop = 5
 
-    def __init__(self, reach: int) -> None:
-        self.reach = reach
-
-    def decode(self, codes):
-        kernel = np.arange(1, 2 * self.reach + 2)
-        rows = [np.convolve(np.pad(row, self.reach), kernel, "valid") for row in np.asarray(codes, np.float32)]
+    def decode(self, codes, width=None):
+        rows = [np.convolve(np.pad(row, 1), [1, 2, 3], "valid") for row in np.asarray(codes, np.float32)]
         return np.repeat(np.stack(rows), self.hop, axis=1)
+
+    def stream(self):
+        return SpeechStream(self, window=20, lookahead=2, first=4, step=4)
 
 
 class Bytes:
@@ -31,29 +31,6 @@ class Bytes:
 
     def decode(self, pieces):
         return bytes(pieces).decode(errors="replace")
-
-
-def windowed(codec, codes, cuts, **sizes):
-    window = SpeechWindow(codec, **sizes)
-    parts = np.split(codes, sorted(cuts))
-    return np.concatenate([window.push(part, last=n == len(parts) - 1) for n, part in enumerate(parts)])
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=80), st.sets(st.integers(0, 80), max_size=6))
-def test_windows_equal_the_whole_within_the_codecs_reach(codes, cuts):
-    codes = np.asarray(codes, np.int32)
-    cuts = {min(cut, len(codes)) for cut in cuts}
-    wave = windowed(Smear(reach=4), codes, cuts, context=4, lookahead=5)
-    np.testing.assert_allclose(wave, Smear(reach=4).decode(codes[None])[0])
-
-
-def test_windows_too_short_for_the_codec_differ():
-    """Else the equality above would not notice a window that is cut at random."""
-    codes = np.arange(60) % 7
-    wave = windowed(Smear(reach=8), codes, {20, 40}, context=2, lookahead=2)
-    assert wave.shape == (300,)
-    assert np.abs(wave - Smear(reach=8).decode(codes[None])[0]).max() > 1
 
 
 def push_all(tokens, states, speech_codec=None):
@@ -81,7 +58,7 @@ def test_a_whole_answer():
     picture, voice = V.image_ids([0, 5, 2]).tolist(), V.speech_ids([3, 1]).tolist()
     tokens = [V.ins, *V.text_ids(b"a"), V.res, *V.text_ids(b"b"), V.boa, *voice, V.eoa, V.boi, *picture, V.eoi, V.eom]
     states = [0, 1, 1, 0, 0, *[2] * 3, 0, *[3] * 4, 0]
-    events = push_all(tokens, [State(state) for state in states], Smear(reach=1))
+    events = push_all(tokens, [State(state) for state in states], Smear())
     story = [
         (type(event), getattr(event, "text", getattr(event, "state", None)))
         for event in events
@@ -107,7 +84,7 @@ def test_a_whole_answer():
 
 @pytest.mark.parametrize("samples", [True, False])
 def test_speech_comes_in_bursts(samples):
-    codec = Smear(reach=1) if samples else None
+    codec = Smear() if samples else None
     stream = RowStream("r", V, None, codec)
     codes = V.speech_ids(np.arange(30) % 7).tolist()
     chunks = []
@@ -121,6 +98,6 @@ def test_speech_comes_in_bursts(samples):
     if samples:
         wave = np.concatenate([chunk.samples for chunk in chunks])
         np.testing.assert_allclose(wave, codec.decode(V.speech_codes(codes)[None])[0])
-        assert len(chunks[0].samples) == (10 - 8) * 5
+        assert len(chunks[0].samples) == 8 * 5, "two parts of four codes; two more wait for those behind them"
     else:
         assert all(chunk.samples is None for chunk in chunks)

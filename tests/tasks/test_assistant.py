@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from aromni_jax.codecs.streaming import SpeechStream
 from aromni_jax.config import ModelConfig
 from aromni_jax.convert import save_model
 from aromni_jax.decoding import GREEDY, Done, Guidance, Policy, State, TextPiece
@@ -46,8 +47,11 @@ class Loudness:
             wave[:n].reshape(-1, 4).mean(1).round().astype(np.int32) for wave, n in zip(wave_bn, lengths, strict=True)
         ]
 
-    def decode(self, codes):
+    def decode(self, codes, width=None):
         return [np.repeat(np.asarray(row, np.float32), 4) for row in codes]
+
+    def stream(self):
+        return SpeechStream(self)
 
 
 class Pixels:
