@@ -1,7 +1,7 @@
 """A codec on disk: one folder with `codec.json` and the weights, the same for every codec.
 
     codec.json            kind, config, weight file and its sha256, how it was trained, on what, measured figures
-    weights.safetensors   float16 arrays, names are the slash-joined paths of the nested dict of parameters
+    weights.safetensors   float16 or float32 arrays, named by their slash-joined path in the nested dict of parameters
     text.model            for text: a SentencePiece model in place of the arrays
 
 A name without a slash that names a world of this package ("numbers") means the codecs shipped with that world.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.numpy
 
 from aromni_jax.codecs.media import write_atomic
@@ -27,19 +28,26 @@ FORMAT = 1
 Params = dict[str, Any]  # nested dicts, float32 arrays at the leaves
 
 
-def find(path_or_name: str | os.PathLike, kind: str) -> Path:
+def find(path_or_name: str | os.PathLike, kind: str, others: str = "") -> Path:
     """The folder of a codec; `kind` is "image", "speech" or "text".
 
     A folder that holds `codec.json`, or one that holds a folder `kind` with it, or the name of a shipped world.
-    Raises UserError when there is none.
+    Raises UserError when there is none; `others` are the other things that the caller would have taken.
     """
+    folder = locate(path_or_name, kind)
+    if folder is None:
+        raise UserError(
+            f"no {kind} codec at {path_or_name}: give a folder with {CARD}{others}, "
+            "or the name of a shipped world (numbers)"
+        )
+    return folder
+
+
+def locate(path_or_name: str | os.PathLike, kind: str) -> Path | None:
+    """As `find`, but None when there is no such folder."""
     shipped = Path(str(importlib.resources.files("aromni_jax"))) / "worlds" / str(path_or_name) / "codecs" / kind
-    for folder in (Path(path_or_name), Path(path_or_name) / kind, shipped):
-        if (folder / CARD).is_file():
-            return folder
-    raise UserError(
-        f"no {kind} codec at {path_or_name}: give a folder with {CARD}, or the name of a shipped world (numbers)"
-    )
+    folders = (Path(path_or_name), Path(path_or_name) / kind, shipped)
+    return next((folder for folder in folders if (folder / CARD).is_file()), None)
 
 
 def read_card(folder: Path, kind: str) -> dict[str, Any]:
@@ -69,18 +77,23 @@ def read_params(folder: Path, card: Mapping[str, Any]) -> Params:
         flat = safetensors.numpy.load((folder / card["weights"]).read_bytes())
     except Exception as error:  # the library raises kinds of its own
         raise UserError(f"cannot read {folder / card['weights']} ({error}); fetch the codec again") from error
+    return nest({name: value.astype(np.float32) for name, value in flat.items()})
+
+
+def nest(flat: Mapping[str, Any]) -> Params:
+    """One dict with slash-joined names -> nested dicts."""
     params: Params = {}
     for name, value in flat.items():
         *parents, leaf = name.split("/")
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = value.astype(np.float32)
+        node[leaf] = value
     return params
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    """Nested dicts -> one dict with slash-joined names."""
+    """Inverse of `nest`."""
     flat: dict[str, np.ndarray] = {}
     for key, value in params.items():
         name = f"{prefix}{key}"
@@ -88,9 +101,9 @@ def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray
     return flat
 
 
-def pack_params(params: Mapping[str, Any]) -> bytes:
-    """Parameters -> the bytes of a safetensors file, float16 (a codec's error is far above its rounding)."""
-    return safetensors.numpy.save({k: np.ascontiguousarray(v, np.float16) for k, v in flatten(params).items()})
+def pack_params(params: Mapping[str, Any], dtype: npt.DTypeLike = np.float16) -> bytes:
+    """Parameters -> the bytes of a safetensors file (the error of a codec trained here is far above float16's)."""
+    return safetensors.numpy.save({k: np.ascontiguousarray(v, dtype) for k, v in flatten(params).items()})
 
 
 def write(folder: str | os.PathLike, kind: str, config: Mapping[str, Any], weights: bytes, card: Mapping) -> None:
@@ -118,6 +131,15 @@ def write(folder: str | os.PathLike, kind: str, config: Mapping[str, Any], weigh
 def fingerprint(config: Mapping[str, Any], digest: str) -> str:
     """16 hex digits that change whenever any code of any input can change."""
     return sha256(json.dumps(dict(config), sort_keys=True).encode() + digest.encode())[:16]
+
+
+def digest(params: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of names, shapes and values: the same for the same weights, whatever file they come from."""
+    state = hashlib.sha256()
+    for name, value in sorted(flatten(params).items()):
+        state.update(f"{name} {value.shape} {value.dtype}\n".encode())
+        state.update(np.ascontiguousarray(value).data)
+    return state.hexdigest()
 
 
 def sha256(data: bytes) -> str:
