@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from vqgan_golden import TINY, arrays, pictures, random_params, write_golden
 
-from aromni_jax.codecs import ImageCodec, vq
+from aromni_jax.codecs import ImageCodec, image, vq
 from aromni_jax.codecs.vqgan import VQGANConfig
 from aromni_jax.errors import UserError
 
@@ -103,8 +103,6 @@ def test_a_batch_gives_what_each_picture_gives_alone(tiny):
 
 
 def test_few_batch_sizes_are_compiled(tiny):
-    from aromni_jax.codecs import image
-
     before = image._encode._cache_size()
     for count in (9, 10, 11, 12):
         tiny.encode(pictures(count, TINY))
@@ -124,7 +122,7 @@ def test_spread_over_devices(tiny, axes):
     share = 2 if axes == "data" else 4
     assert spread.batch_sharding.shard_shape((8, 16, 16, 3)) == (8 // share, 16, 16, 3)
     assert len(spread.params["codebook"].devices()) == 4
-    images = pictures(7, TINY)
+    images = pictures(5, TINY)  # not a multiple of the devices, nor is the next batch size that is compiled
     codes = tiny.encode(images)
     np.testing.assert_array_equal(spread.encode(images), codes)
     np.testing.assert_allclose(spread.decode(codes), tiny.decode(codes), atol=1e-5)
@@ -149,6 +147,18 @@ def test_bfloat16(folder, codec):
     assert 1e-4 < np.abs(decoded - codec.decode(expected)).max() < 0.1
     with pytest.raises(UserError, match="float32 or bfloat16"):
         ImageCodec.load(folder, dtype="float16")
+
+
+@pytest.mark.parametrize(("dtype", "in_text"), [("bfloat16", "bf16"), ("float32", "f32")])
+def test_all_convolutions_are_of_the_dtype(tiny, dtype, in_text):
+    images, codes = np.zeros((1, 16, 16, 3), np.float32), np.zeros((1, 64), np.int32)
+    for function, rows in ((image._encode, images), (image._decode, codes)):
+        text = function.lower(tiny.params, rows, TINY, dtype).as_text()
+        convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+        assert len(convolutions) > 15
+        for line in convolutions:
+            types = line.rsplit(" : ", 1)[1]
+            assert types.count(f"x{in_text}>") == 3, line
 
 
 def test_bad_codes(tiny):

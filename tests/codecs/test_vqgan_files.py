@@ -280,6 +280,7 @@ def test_a_wrong_hugging_face_folder(published, tmp_path, kind):
     elif kind == "path out":
         places = json.loads(index.read_text())["weight_map"]
         places["model.vqmodel.quant_conv.bias"] = "../a.safetensors"
+        shutil.copy(path / "a.safetensors", tmp_path)
         index.write_text(json.dumps({"weight_map": places}))
     with pytest.raises(UserError) as caught:
         ImageCodec.load(path)
