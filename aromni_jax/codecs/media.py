@@ -82,10 +82,8 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
     """
     path = Path(path)
     _must_be_file(path, "picture")
-    with _picture_errors(str(path)), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(path) as opened:
-            return to_rgb(opened, str(path), max_pixels)
+    with _picture_errors(str(path)), Image.open(path) as opened:
+        return to_rgb(opened, str(path), max_pixels)
 
 
 def to_rgb(image: Image.Image, name: str = "given", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -101,14 +99,16 @@ def to_rgb(image: Image.Image, name: str = "given", max_pixels: int = MAX_PIXELS
 
 @contextlib.contextmanager
 def _picture_errors(name: str) -> Iterator[None]:
-    """What PIL raises on a bad file -> one line."""
+    """What PIL raises on a bad file -> one line; what it only warns of (odd EXIF, many pixels) passes in silence."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except UserError:
         raise
     except Image.DecompressionBombError as error:
         raise UserError(f"picture {name} is too large ({_short(error)}); make it smaller") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # PIL raises all four on broken files
+    except Exception as error:  # PIL raises many kinds on broken files, now and then even TypeError
         raise UserError(f"cannot read {name} as a picture ({_short(error)}); give a whole PNG or JPEG") from error
 
 

@@ -86,6 +86,18 @@ def test_a_truncated_picture_given_unread(codec, tmp_path):
         codec.prepare(Image.open(path))
 
 
+def test_any_complaint_of_the_reader_is_one_line(codec, monkeypatch):
+    """A damaged TIFF has made PIL raise this."""
+
+    def load(image):
+        raise TypeError("'bytes' object cannot be interpreted as an integer\nat line 3")
+
+    image = Image.open(FOLDER / "png" / "gray.png")
+    monkeypatch.setattr(type(image), "load", load)
+    with pytest.raises(UserError, match=r"cannot read given as a picture \('bytes' object .* integer\)"):
+        codec.prepare(image)
+
+
 @pytest.mark.parametrize("size", [(9000, 9000), (0, 5), (1, 20_000)])
 def test_pictures_of_unreasonable_sizes(codec, size):
     """The last one would have 82 million pixels once it is 64 pixels wide."""
