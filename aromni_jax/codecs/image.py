@@ -130,9 +130,12 @@ class ImageCodec:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes a codec folder of this project, which `load` reads; the options of `load` are not part of it."""
         flat = store.flatten(self.params)
-        exact = all(np.array_equal(value, value.astype(np.float16)) for value in flat.values())
+        with np.errstate(over="ignore"):
+            exact = all(np.array_equal(value, value.astype(np.float16)) for value in flat.values())
         weights = store.pack_params(self.params, np.float16 if exact else np.float32)
         card = {"architecture": self.config.architecture}
+        if isinstance(self.config, vqgan.VQGANConfig):
+            card["fingerprint"] = _fingerprint_of_weights(self.config, self.params)
         store.write(folder, "image", dataclasses.asdict(self.config), weights, card)
 
     def sharded(self, mesh: Mesh, axes: str | Sequence[str] | None = None) -> ImageCodec:

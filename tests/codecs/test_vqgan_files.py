@@ -110,6 +110,7 @@ def test_every_kind_of_file_is_the_same_codec(published, tmp_path):
     codec = ImageCodec.load(published)
     assert codec.config == TINY
     codec.save(tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "codec.json").read_text())["fingerprint"] == codec.fingerprint
     kinds = {"ours": tmp_path / "ours"}
     torch = pytest.importorskip("torch")
     kinds["ckpt"] = tmp_path / "model" / "tokenizer"
