@@ -1,13 +1,17 @@
-"""What a figure was measured on, and whether the machine was idle meanwhile."""
+"""What a figure was measured on, whether the machine was idle meanwhile, and how figures are summed up."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import os
 import pathlib
 import platform
+import statistics
 from collections.abc import Sequence
 from typing import Any
+
+BUSY = 0.05  # share of the CPU used by others from which on the figures are not to be quoted
 
 
 class CpuUse:
@@ -58,3 +62,16 @@ def threads() -> int:
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Of Python and of the installed packages."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, extremes, and the values themselves."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": list(values)}
+
+
+def positive(text: str) -> int:
+    """Argument type."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number

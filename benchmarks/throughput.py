@@ -13,7 +13,6 @@ import argparse
 import datetime
 import functools
 import pathlib
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from layouts import padded_batches, shape_name, slots, useful
-from machine import CpuUse, hardware, threads, versions
+from machine import BUSY, CpuUse, hardware, positive, spread, threads, versions
 
 from aromni_jax import data, store
 from aromni_jax.cli.train import codebook
@@ -39,7 +38,6 @@ from aromni_jax.vocabulary import JointVocabulary
 CONFIG = pathlib.Path(__file__).resolve().parents[1] / "configs" / "numbers.py"
 LOSS_TOLERANCE = 1e-4  # absolute, nats
 NORM_TOLERANCE = 1e-3  # of the gradient norm, relative
-BUSY = 0.05  # share of the CPU used by others from which on the figures are not to be quoted
 PADDED_ROWS = 16  # the reference pads 2 examples on each of 8 devices to one length
 SAMPLED = 64  # packed batches whose examples the padded ones stand for
 PACKAGES = ("aromni_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
@@ -184,11 +182,6 @@ def measure(
     return times
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, extremes, and the values themselves."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": list(values)}
-
-
 def table_rows(layouts: dict[str, list[Batch]], times: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
     """One row per side and layout, ours first; ratios are taken repeat by repeat. Last, each side at its own layout."""
     rows = []
@@ -315,14 +308,6 @@ def main() -> int:
         return 1
     print(table, end="")
     return 0
-
-
-def positive(text: str) -> int:
-    """Argument type."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from aromni_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000
 MAX_SECONDS = 3600.0
+_BLENDED_AT_ONCE = 2**20  # pixels; the blend needs 50 bytes for each
 
 
 def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
@@ -81,32 +82,68 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
     """
     path = Path(path)
     _must_be_file(path, "picture")
+    with _picture_errors(str(path)), Image.open(path) as opened:
+        return to_rgb(opened, str(path), max_pixels)
+
+
+def to_rgb(image: Image.Image, name: str = "given", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """PIL image of any mode -> RGB, turned upright by its EXIF tag, transparency laid on white (SPEC 7.3).
+
+    Raises UserError: no pixels, more than `max_pixels` of them, or its file, which PIL reads only now, is damaged.
+    """
+    if not 0 < image.width * image.height <= max_pixels:
+        raise UserError(f"picture {name} has {image.width}x{image.height} pixels; wanted: 1 to {max_pixels} of them")
+    with _picture_errors(name):
+        return _flatten(ImageOps.exif_transpose(image))
+
+
+@contextlib.contextmanager
+def _picture_errors(name: str) -> Iterator[None]:
+    """What PIL raises on a bad file -> one line; what it only warns of (odd EXIF, many pixels) passes in silence."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                width, height = opened.size
-                if width * height > max_pixels:
-                    raise UserError(
-                        f"picture {path} has {width}x{height} pixels; the limit is {max_pixels}: make it smaller"
-                    )
-                return flatten(ImageOps.exif_transpose(opened))
+            warnings.simplefilter("ignore")
+            yield
     except UserError:
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"picture {path} is too large ({_short(error)}); make it smaller") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # PIL raises all four on broken files
-        raise UserError(f"cannot read {path} as a picture ({_short(error)}); give a whole PNG or JPEG") from error
+        raise UserError(f"picture {name} is too large ({_short(error)}); make it smaller") from error
+    except Exception as error:  # PIL raises many kinds on broken files, now and then even TypeError
+        raise UserError(f"cannot read {name} as a picture ({_short(error)}); give a whole PNG or JPEG") from error
 
 
-def flatten(image: Image.Image) -> Image.Image:
-    """PIL image of any mode -> RGB; transparent parts are blended on white."""
+def _flatten(image: Image.Image) -> Image.Image:
+    """PIL image of any mode -> RGB; transparent parts are blended on white, cut to whole numbers (SPEC 7.3)."""
     if "A" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+        rgba_n4 = np.asarray(image.convert("RGBA")).reshape(-1, 4)
+        if (rgba_n4[:, 3] < 255).any():
+            rgb_n3 = np.empty((len(rgba_n4), 3), np.uint8)
+            for start in range(0, len(rgba_n4), _BLENDED_AT_ONCE):
+                part = slice(start, start + _BLENDED_AT_ONCE)
+                alpha_n1 = rgba_n4[part, 3:] / 255  # float64, as in the reference: a float32 would round other values
+                rgb_n3[part] = ((1 - alpha_n1) * 255 + alpha_n1 * rgba_n4[part, :3]).astype(np.uint8)
+            return Image.fromarray(rgb_n3.reshape(image.height, image.width, 3))
     if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL's own convert would clip it
         return Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
+
+
+def cover(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Scales a picture so that it just covers width x height pixels, and cuts out the middle (SPEC 7.3).
+
+    Raises UserError: so long and thin that the scaled picture has more than MAX_PIXELS pixels.
+    """
+    scale = max(width / image.width, height / image.height)
+    scaled = max(width, round(image.width * scale)), max(height, round(image.height * scale))  # half to even
+    if scaled[0] * scaled[1] > MAX_PIXELS:
+        raise UserError(
+            f"a picture of {image.width}x{image.height} pixels is too long and thin to be scaled to "
+            f"{width}x{height}: cut it first"
+        )
+    if scaled != image.size:
+        image = image.resize(scaled, Image.Resampling.LANCZOS)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def write_png(path: str | os.PathLike, image: Image.Image | np.ndarray) -> None:

@@ -25,9 +25,10 @@ from flax import nnx
 from aromni_jax.codecs import folder as store
 from aromni_jax.codecs import vq
 from aromni_jax.codecs.fit import Batch, FitConfig, Hint, Task, fit
-from aromni_jax.codecs.image import ImageCodec, ImageConfig, ImageNet
+from aromni_jax.codecs.image import ImageCodec
 from aromni_jax.codecs.measure import image_figures, speech_figures, text_figures
 from aromni_jax.codecs.media import write_png
+from aromni_jax.codecs.small_image import ImageConfig, ImageNet
 from aromni_jax.codecs.small_speech import SpeechConfig, SpeechNet, log_magnitude, log_mel
 from aromni_jax.codecs.speech import SpeechCodec
 from aromni_jax.codecs.text import TextCodec, corpus, train_text

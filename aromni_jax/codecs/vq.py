@@ -151,8 +151,8 @@ def with_params(build: Callable[[nnx.Rngs], Net], params: Params) -> Net:
     Raises UserError when names or shapes are not those of the module.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))
-    wanted = _shapes(nnx.to_pure_dict(state))
-    found = _shapes(params)
+    wanted = shapes(nnx.to_pure_dict(state))
+    found = shapes(params)
     if wanted != found:
         name = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
         raise UserError(
@@ -169,13 +169,14 @@ def _int_keys(tree: Any) -> Any:
     return {int(key) if key.isdecimal() else key: _int_keys(value) for key, value in tree.items()}
 
 
-def _shapes(tree: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
+def shapes(tree: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """Shape of every array of nested dicts, by slash-joined path."""
     if not isinstance(tree, dict):
         return {prefix: tuple(tree.shape)}
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, tuple[int, ...]] = {}
     for key, value in tree.items():
-        shapes |= _shapes(value, f"{prefix}/{key}" if prefix else str(key))
-    return shapes
+        found |= shapes(value, f"{prefix}/{key}" if prefix else str(key))
+    return found
 
 
 def check_params(

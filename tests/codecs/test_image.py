@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from aromni_jax.codecs import ImageCodec, folder, vq
-from aromni_jax.codecs.image import ImageConfig, ImageNet
 from aromni_jax.codecs.measure import held_out_pictures, image_figures
+from aromni_jax.codecs.small_image import ImageConfig, ImageNet
 from aromni_jax.errors import UserError
 from aromni_jax.worlds.numbers import NumbersWorld
 
