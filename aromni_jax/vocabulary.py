@@ -66,6 +66,11 @@ class IdRange:
         return (ids >= self.start) & (ids < self.stop)
 
 
+# Of the official layout (SPEC 1.1): its size, and the id of `<reserved08707>`, which Hugging Face calls `<image>`.
+OFFICIAL_SIZE = 65536
+OFFICIAL_IMAGE_NAME = 8711
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JointVocabulary:
     """Id ranges and markers of one joint token stream.
@@ -122,9 +127,9 @@ class JointVocabulary:
     def aromni(cls) -> JointVocabulary:
         """The official layout of Chameleon, Anole and AR-Omni: 65,536 ids (SPEC 1.1)."""
         return cls(
-            size=65536, bos=0, pad=1, eos=2, unk=3, image=IdRange(4, 8196), eoi=8196, boi=8197,
+            size=OFFICIAL_SIZE, bos=0, pad=1, eos=2, unk=3, image=IdRange(4, 8196), eoi=8196, boi=8197,
             speech=IdRange(8724, 12820), eoa=12820, boa=12821, eoh=12830, eom=12831, ins=12840, res=12841,
-            text=IdRange(16384, 65536), text_offset=0, image_tokens=1024,
+            text=IdRange(16384, OFFICIAL_SIZE), text_offset=0, image_tokens=1024,
         )  # fmt: skip
 
     @classmethod

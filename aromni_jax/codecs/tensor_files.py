@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from aromni_jax import store
 from aromni_jax.errors import UserError
 from aromni_jax.tensorfile import TensorFile
 from aromni_jax.torchfile import TorchFile
@@ -72,21 +71,10 @@ def _files(path: Path, prefix: str) -> Iterable[Path]:
         if (path / SINGLE).is_file():
             return [path / SINGLE]
         raise UserError(f"{path} holds neither {SINGLE} nor {INDEX}; fetch the checkpoint again")
-    places = read_json(path / INDEX).get("weight_map")
+    places = store.read_json(path / INDEX).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise UserError(f"{path / INDEX} holds no weight_map of names and files; fetch the checkpoint again")
     files = {file for name, file in places.items() if name.startswith(prefix)}
     if any(Path(file).name != file for file in files):
         raise UserError(f"{path / INDEX} names a file outside of its folder; do not trust this checkpoint")
     return [path / file for file in sorted(files)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object; UserError when it is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {path} ({error}); fetch the checkpoint again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is no JSON object; fetch the checkpoint again")
-    return values

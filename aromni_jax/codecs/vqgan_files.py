@@ -18,9 +18,10 @@ import yaml
 
 from aromni_jax.codecs import vq, vqgan_weights
 from aromni_jax.codecs.media import write_atomic
-from aromni_jax.codecs.tensor_files import INDEX, SINGLE, open_safetensors, open_torch, read_json
+from aromni_jax.codecs.tensor_files import INDEX, SINGLE, open_safetensors, open_torch
 from aromni_jax.codecs.vqgan import VQGANConfig
 from aromni_jax.errors import UserError
+from aromni_jax.store import read_json
 
 YAML = "vqgan.yaml"
 CHECKPOINT = "vqgan.ckpt"

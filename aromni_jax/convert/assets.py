@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from aromni_jax.convert.fields import Fields
 from aromni_jax.errors import UserError
-from aromni_jax.vocabulary import JointVocabulary
+from aromni_jax.vocabulary import OFFICIAL_IMAGE_NAME, JointVocabulary
 
 # Known by name only: a folder may hold anything beside its weights.
 VQGAN = "vqgan.ckpt"
@@ -21,7 +21,7 @@ _NAMES = (
     "processor_config.json", "chat_template.json", "chat_template.jinja", "text_tokenizer.json", "vqgan.yaml", VQGAN,
     HF_CONFIG, "LICENSE", "LICENSE.txt", "USE_POLICY.md",
 )  # fmt: skip
-_IMAGE, _RESERVED, _IMAGE_ID = "<image>", "<reserved08707>", 8711  # renamed by Hugging Face's conversion (SPEC 1.1)
+_IMAGE, _RESERVED = "<image>", "<reserved08707>"  # renamed by Hugging Face's conversion (SPEC 1.1)
 _LETTERS = str.maketrans("ABCDEFGHIJ", "0123456789")
 
 
@@ -54,7 +54,7 @@ def renamed_tokenizer(file: pathlib.Path, *, to_hf: bool) -> str:
     """
     text = file.read_text(encoding="utf-8")
     old, new = (_RESERVED, _IMAGE) if to_hf else (_IMAGE, _RESERVED)
-    if _names(Fields.read(file)).get(old) != _IMAGE_ID:
+    if _names(Fields.read(file)).get(old) != OFFICIAL_IMAGE_NAME:
         return text
     return text.replace(json.dumps(old), json.dumps(new))
 

@@ -21,6 +21,7 @@ from aromni_jax.convert.loading import Model
 from aromni_jax.convert.source import Source
 from aromni_jax.errors import UserError
 from aromni_jax.model import Params, forward, logits, parameter_counts, parameter_table
+from aromni_jax.vocabulary import OFFICIAL_SIZE
 
 _LAYOUTS = {
     "aromni": "a model folder of this project",
@@ -60,7 +61,7 @@ def describe(source: Source) -> list[str]:
         count = sum(int(np.prod(shape, dtype=np.int64)) for shape, _ in source.passengers.values())
         lines.append(f"  beside them: {len(source.passengers)} tensors of the image codec, {count:,} values")
     spans = {"text": vocabulary.text, "image": vocabulary.image, "speech": vocabulary.speech}
-    official = " (the official layout)" if vocabulary.size == 65536 else ""
+    official = " (the official layout)" if vocabulary.size == OFFICIAL_SIZE else ""
     lines.append(f"vocabulary {vocabulary.fingerprint()}: {vocabulary.size:,} ids{official}")
     lines += [f"  {name:<8} {span.start}..{span.stop - 1}" for name, span in spans.items()]
     lines.append("  " + ", ".join(f"{name} {token}" for name, token in vocabulary.markers.items()))

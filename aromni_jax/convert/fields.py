@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from aromni_jax import store
 from aromni_jax.errors import UserError
 
 _REQUIRED: Any = object()
@@ -26,15 +26,7 @@ class Fields:
     @classmethod
     def read(cls, file: pathlib.Path) -> Fields:
         """UserError if the file is no JSON object."""
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file}: not valid JSON ({error})") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{file}: not a JSON object")
-        return cls(values, str(file))
+        return cls(store.read_json(file), str(file))
 
     def integer(self, key: str, default: int = _REQUIRED, least: int = 1) -> int:
         """A whole number, at least `least`."""

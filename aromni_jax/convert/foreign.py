@@ -16,7 +16,7 @@ from aromni_jax.convert.layouts import Piece, least_groups
 from aromni_jax.convert.manifest import Manifest
 from aromni_jax.convert.source import Source
 from aromni_jax.errors import UserError
-from aromni_jax.vocabulary import JointVocabulary
+from aromni_jax.vocabulary import OFFICIAL_SIZE, JointVocabulary
 
 # What foreign files have no place for stands under this key in their JSON.
 OURS = "aromni"
@@ -127,8 +127,10 @@ def _vocabulary(noted: Fields, size: int, given: JointVocabulary | None, where: 
     if own and given and own.fingerprint() != given.fingerprint():
         raise UserError(f"{where}: made with vocabulary {own.fingerprint()}, but {given.fingerprint()} is in use")
     found = own or given
-    if found is None and size != JointVocabulary.aromni().size:
-        raise UserError(f"{where}: has {size} ids; the official layout has 65,536: say which vocabulary it is")
+    if found is None and size != OFFICIAL_SIZE:
+        raise UserError(
+            f"{where}: has {size} ids; the official layout has {OFFICIAL_SIZE:,}: say which vocabulary it is"
+        )
     found = found or JointVocabulary.aromni()
     if found.size != size:
         raise UserError(f"{where}: has {size} ids, its vocabulary {found.size}")

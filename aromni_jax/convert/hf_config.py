@@ -12,6 +12,7 @@ from aromni_jax.convert.fields import Fields
 from aromni_jax.convert.foreign import OURS, check_expressible, noted
 from aromni_jax.convert.source import Source
 from aromni_jax.errors import UserError
+from aromni_jax.vocabulary import OFFICIAL_IMAGE_NAME, OFFICIAL_SIZE
 
 # Their key -> ours, for the sizes that every config.json must have.
 _SIZES = {
@@ -127,7 +128,7 @@ def _vocabulary_map(source: Source, before: Mapping[str, Any]) -> dict[str, int]
         found |= {"<eoss>": vocabulary.eoi, "<racm3:break>": vocabulary.boi}
         found |= {files.image_name(code): int(vocabulary.image.start + code) for code in range(len(vocabulary.image))}
     # transformers asks for the placeholder of a picture; where a layout has none, the picture's own opening stands in.
-    return {"<image>": 8711 if vocabulary.size == 65536 else vocabulary.boi, **found}
+    return {"<image>": OFFICIAL_IMAGE_NAME if vocabulary.size == OFFICIAL_SIZE else vocabulary.boi, **found}
 
 
 def _vq_config(source: Source, before: Mapping[str, Any], *, upstream: bool) -> dict[str, Any]:

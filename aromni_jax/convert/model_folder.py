@@ -172,6 +172,7 @@ def write_model_folder(
     _, error = store.attempt(write)
     if error:
         raise error
+    (folder / store.PARAMS / "commit_success.txt").unlink(missing_ok=True)  # names a path of this machine
     write_manifest(folder, write_extra(folder, source, training=False, vq=True))
     files.write_assets(folder / ASSETS, source.assets)
     description = {

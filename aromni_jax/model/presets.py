@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from aromni_jax.config import ModelConfig
+from aromni_jax.vocabulary import OFFICIAL_SIZE
 
 _CHAMELEON_7B = ModelConfig(
-    vocab_size=65536,
+    vocab_size=OFFICIAL_SIZE,
     dim=4096,
     layers=32,
     heads=32,
