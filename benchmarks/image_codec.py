@@ -165,13 +165,15 @@ def measure(
     rows = []
     for batch in batches:
         rates: dict[str, list[float]] = {side.name: [] for side in sides}
+        work: dict[str, list[float]] = {side.name: [] for side in sides}
         for side in sides:
             side.codes(image_bhwc[:batch])  # not counted: compiling, caches
         for repeat in range(repeats):
             for side in sides if repeat % 2 == 0 else reversed(sides):
-                started = time.perf_counter()
+                started, used = time.perf_counter(), time.process_time()
                 side.codes(image_bhwc[:batch])
                 rates[side.name].append(batch / (time.perf_counter() - started))
+                work[side.name].append((time.process_time() - used) / batch)
         first, last = (rates[side.name] for side in sides)
         ratio = spread([a / b for a, b in zip(first, last, strict=True)])
         say(
@@ -183,6 +185,7 @@ def measure(
                     "what": side.name,
                     "batch": batch,
                     "images_per_second": spread(rates[side.name]),
+                    "cpu_seconds_per_image": spread(work[side.name]),
                     "ratio": ratio if number == 0 else None,
                 }
             )
@@ -198,10 +201,11 @@ def markdown(result: dict[str, Any]) -> str:
         median, low, high = (form.format(value[key]) for key in ("median", "min", "max"))
         return f"{median} ({low}..{high})"
 
-    lines = ["| what | batch | images/s | ours / transformers |", "|---|---|---|---|"]
+    lines = ["| what | batch | images/s | ours / transformers | CPU seconds per image |", "|---|---|---|---|---|"]
     for row in result["rows"]:
         rate, ratio = cell(row["images_per_second"], "{:.3f}"), cell(row["ratio"], "{:.2f}")
-        lines.append(f"| {row['what']} | {row['batch']} | {rate} | {ratio} |")
+        work = cell(row["cpu_seconds_per_image"], "{:.2f}")
+        lines.append(f"| {row['what']} | {row['batch']} | {rate} | {ratio} | {work} |")
     machine, run, check, half = (result[key] for key in ("hardware", "run", "check", "bfloat16"))
     others = machine["cpu_share_of_others"]
     lines += [
@@ -211,7 +215,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads each; {result['date']};",
         f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}.",
         f"Before the timing: {check['equal_codes']} of {check['codes']} codes equal, latents within",
-        f"{check['latent_difference']:.1e}. In bfloat16 {half['equal_codes']} of {half['codes']} codes stay.",
+        f"{check['latent_difference']:.1e}. CPU seconds are those of all threads, waiting for each other included.",
+        f"In bfloat16 {half['equal_codes']} of {half['codes']} codes stay.",
     ]
     if others is not None:
         lines.append(f"Meanwhile other programs used {others:.1%} of the CPU.")
