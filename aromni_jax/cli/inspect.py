@@ -71,7 +71,7 @@ def _model(path: pathlib.Path, vocabulary: str | None, text: pathlib.Path | None
         ids = text_ids(source, text) if text else None
     if text is not None and ids is not None:
         model = load_model(path, known)
-        lines += describe_losses(model, next_token_losses(model, ids), text)
+        lines += describe_losses(model, next_token_losses(model, ids), len(ids), text)
     return lines
 
 

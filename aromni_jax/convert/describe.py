@@ -32,6 +32,7 @@ _LAYOUTS = {
 }
 _RMS_BYTES = 2**30  # of a model whose arrays are worth reading for a look at it
 _ROW = 1024  # tokens per row of the check by text
+_ENOUGH = 64  # tokens of a text that a norm order is judged by
 NormOrder = Literal["pre", "swin"]
 _ORDERS: tuple[NormOrder, ...] = ("pre", "swin")
 
@@ -125,14 +126,19 @@ def _loss_sum(params: Params, config: ModelConfig, row_s: jax.Array, real_s: jax
     return -jnp.sum(jnp.where(real_s, picked_s, 0.0))
 
 
-def describe_losses(model: Model, losses: dict[NormOrder, float], file: pathlib.Path) -> list[str]:
-    """Lines about `next_token_losses`, with a warning when the other order than the checkpoint's is better."""
+def describe_losses(model: Model, losses: dict[NormOrder, float], tokens: int, file: pathlib.Path) -> list[str]:
+    """Lines about `next_token_losses`, with a warning when the other order than the checkpoint's is better.
+
+    Args:
+      tokens: of the text; a few words can favour either order by chance, so below 64 nothing is concluded.
+    """
     own = model.config.norm_order
-    other: Literal["pre", "swin"] = "swin" if own == "pre" else "pre"
-    lines = [
-        f"next-token loss of {file}: {losses[own]:.3f} as the checkpoint says ({own}), {losses[other]:.3f} as {other}"
-    ]
-    if losses[other] < losses[own]:
+    other: NormOrder = "swin" if own == "pre" else "pre"
+    says = f"{losses[own]:.3f} as the checkpoint says ({own}), {losses[other]:.3f} as {other}"
+    lines = [f"next-token loss of {file} ({tokens} tokens): {says}"]
+    if tokens < _ENOUGH:
+        lines.append(f"note: too short a text to tell the norm order by; give one of {_ENOUGH} tokens or more")
+    elif losses[other] < losses[own]:
         lines.append(
             f"WARNING: {other} reads this text better: the checkpoint's norm order is probably wrong; set swin_norm to "
             f"{json.dumps(other == 'swin')} in its config.json or params.json"

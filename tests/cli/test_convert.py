@@ -21,7 +21,7 @@ def test_the_shipped_model_to_hugging_face_and_back(tmp_path, capsys):
 
 
 def test_inspect_with_a_text(tmp_path, capsys):
-    (tmp_path / "text").write_text("four two")
+    (tmp_path / "text").write_text("four two nine one three " * 20)
     assert main(["inspect", "numbers", "--text", str(tmp_path / "text")]) == 0
     out = capsys.readouterr().out
     assert "as the checkpoint says (swin)" in out and "WARNING" not in out

@@ -78,8 +78,10 @@ def test_a_long_text_is_cut_into_rows(folder, monkeypatch):
 
 def test_the_warning_is_only_for_the_worse_order(folder, tmp_path):
     model = load_model(folder, VOCABULARY)
-    good = describe_losses(model, {"pre": 1.0, "swin": 9.0}, tmp_path / "t")
-    bad = describe_losses(model, {"pre": 9.0, "swin": 1.0}, tmp_path / "t")
+    good = describe_losses(model, {"pre": 1.0, "swin": 9.0}, 64, tmp_path / "t")
+    bad = describe_losses(model, {"pre": 9.0, "swin": 1.0}, 64, tmp_path / "t")
+    short = describe_losses(model, {"pre": 9.0, "swin": 1.0}, 63, tmp_path / "t")
+    assert "note: too short a text" in short[1] and "WARNING" not in "".join(short)
     assert len(good) == 1 and "1.000 as the checkpoint says (pre)" in good[0]
     assert "WARNING: swin reads this text better" in bad[1] and "set swin_norm to true" in bad[1]
 
@@ -90,11 +92,11 @@ def test_a_model_that_was_trained_shows_its_own_order(tmp_path):
         convert(source, tmp_path / "hf", "hf")
     config = tmp_path / "hf" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"swin_norm": False}))
-    (tmp_path / "text").write_text("three seven")
+    (tmp_path / "text").write_text("three seven one nine two " * 20)
     source = open_source(tmp_path / "hf")
-    model = load_model(tmp_path / "hf")
+    model, ids = load_model(tmp_path / "hf"), text_ids(source, tmp_path / "text")
     assert model.config.norm_order == "pre"
-    lines = describe_losses(model, next_token_losses(model, text_ids(source, tmp_path / "text")), tmp_path / "text")
+    lines = describe_losses(model, next_token_losses(model, ids), len(ids), tmp_path / "text")
     assert "WARNING" in lines[-1]
 
 
