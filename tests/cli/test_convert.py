@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from aromni_jax.cli.main import main
@@ -21,7 +22,10 @@ def test_the_shipped_model_to_hugging_face_and_back(tmp_path, capsys):
 
 
 def test_inspect_with_a_text(tmp_path, capsys):
-    (tmp_path / "text").write_text("four two nine one three " * 20)
+    words = np.random.default_rng(0).choice(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"], 200
+    )
+    (tmp_path / "text").write_text(" ".join(words))
     assert main(["inspect", "numbers", "--text", str(tmp_path / "text")]) == 0
     out = capsys.readouterr().out
     assert "as the checkpoint says (swin)" in out and "WARNING" not in out
