@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path",
         type=pathlib.Path,
-        help="model folder, run folder, checkpoint, data set folder, *.array_record, or a JSON file of token ids",
+        help="model of any format (model folder, run, checkpoint, Hugging Face, Meta, a shipped name), data set "
+        "folder, *.array_record, or a JSON file of token ids",
     )
     parser.add_argument(
         "--vocabulary",
@@ -205,7 +206,8 @@ def named_vocabulary(name: str) -> JointVocabulary:
         return JointVocabulary.aromni()
     if (pathlib.Path(name) / "manifest.json").is_file():
         return read_manifest(name).vocabulary
-    return open_source(name).vocabulary
+    with open_source(name) as source:
+        return source.vocabulary
 
 
 def _vocabulary(name: str | None, path: pathlib.Path) -> JointVocabulary:

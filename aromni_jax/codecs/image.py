@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from PIL import Image
 
 from aromni_jax.codecs import folder as store
@@ -144,15 +144,8 @@ class ImageCodec:
         The weights are on every device. Codes and pictures come back to the host, so all devices must be this
         process's own: of several processes, each takes its share of the pictures.
         """
-        axes = tuple(mesh.axis_names) if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
-        unknown = [axis for axis in axes if axis not in mesh.axis_names]
-        if unknown or mesh.is_multi_process:
-            reason = f"has no axis {unknown[0]}" if unknown else "spans several processes"
-            raise UserError(
-                f"the mesh {dict(mesh.shape)} {reason}: give a mesh of this process's devices, and its axes"
-            )
-        params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
-        return dataclasses.replace(self, params=params, batch_sharding=NamedSharding(mesh, PartitionSpec(axes)))
+        params, batch_sharding = vq.spread(self.params, mesh, axes)
+        return dataclasses.replace(self, params=params, batch_sharding=batch_sharding)
 
     @property
     def num_codes(self) -> int:

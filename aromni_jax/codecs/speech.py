@@ -146,15 +146,8 @@ class SpeechCodec:
         Raises:
           UserError: an axis that the mesh has not, or a mesh of several processes.
         """
-        axes = tuple(mesh.axis_names) if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
-        unknown = [axis for axis in axes if axis not in mesh.axis_names]
-        if unknown or mesh.is_multi_process:
-            reason = f"has no axis {unknown[0]}" if unknown else "spans several processes"
-            raise UserError(
-                f"the mesh {dict(mesh.shape)} {reason}: give a mesh of this process's devices, and its axes"
-            )
-        params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
-        return dataclasses.replace(self, params=params, batch_sharding=NamedSharding(mesh, PartitionSpec(axes)))
+        params, batch_sharding = vq.spread(self.params, mesh, axes)
+        return dataclasses.replace(self, params=params, batch_sharding=batch_sharding)
 
     @property
     def config(self) -> Any:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aromni_jax.errors import UserError
 
@@ -192,3 +193,16 @@ def check_params(
         raise UserError(f"{where}: {error}") from error
     if found != codebook_shape:
         raise UserError(f"{where}: the codebook is {found}, its config says {codebook_shape}; fetch the codec again")
+
+
+def spread(params: Params, mesh: Mesh, axes: str | Sequence[str] | None) -> tuple[Params, NamedSharding]:
+    """Parameters on every device of a mesh, and the sharding of a batch over `axes` of it (None = all of them).
+
+    Raises UserError: an axis that the mesh has not, or a mesh of several processes.
+    """
+    axes = tuple(mesh.axis_names) if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    unknown = [axis for axis in axes if axis not in mesh.axis_names]
+    if unknown or mesh.is_multi_process:
+        reason = f"has no axis {unknown[0]}" if unknown else "spans several processes"
+        raise UserError(f"the mesh {dict(mesh.shape)} {reason}: give a mesh of this process's devices, and its axes")
+    return jax.device_put(params, NamedSharding(mesh, PartitionSpec())), NamedSharding(mesh, PartitionSpec(axes))
