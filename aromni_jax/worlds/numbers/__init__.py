@@ -2,4 +2,6 @@
 
 from aromni_jax.worlds.numbers.world import SAMPLE_RATE, NumbersWorld
 
-__all__ = ["SAMPLE_RATE", "NumbersWorld"]
+load = NumbersWorld.load
+
+__all__ = ["SAMPLE_RATE", "NumbersWorld", "load"]

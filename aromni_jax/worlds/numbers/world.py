@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import soundfile
@@ -53,11 +53,15 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class NumbersWorld:
-    """Strings, recordings and drawings by split, read once. Make one with `NumbersWorld.load()`.
+    """Strings, recordings and drawings by split, read once. Make one with `NumbersWorld.load()`; see `worlds.World`.
 
     clips[voice, part][digit] lists recordings; drawings[part][digit] is uint8 [n, 28, 28], white on black.
     """
 
+    name: ClassVar[str] = "numbers"
+    voice: ClassVar[str] = "hibari"
+
+    media: Path
     split: Mapping[str, Sequence[str]]
     clips: Mapping[tuple[str, str], Sequence[Sequence[Clip]]]
     drawings: Mapping[str, Sequence[np.ndarray]]
@@ -78,22 +82,28 @@ class NumbersWorld:
         """ "23" -> "two three"."""
         return " ".join(DIGITS[digit] for digit in _digits(string))
 
+    def naming(self, string: str) -> str:
+        """A number is all that it says."""
+        return string
+
     def utterance(
         self,
         string: str,
         rng: np.random.Generator,
         *,
         split: str,
-        voice: str = "hibari",
+        voice: str | None = None,
         speed_range: tuple[float, float] | None = None,
     ) -> np.ndarray:
         """The string spoken digit by digit: float32 [n] in [-1, 1], 16 kHz mono, n about 0.8 to 1.6 s.
 
         A random recording of `split` per digit, with random pauses; in "train" also a small change of speed
         and loudness. `split` is "train", "test" or "fast" (held-out speaking rates, test only). Voice
-        "allison" is only for "test". `speed_range` keeps recordings spoken at a rate within it.
+        "allison" is only for "test"; None is the synthetic one. `speed_range` keeps recordings spoken at a rate
+        within it.
         Raises UserError on an unknown split or voice, or if no recording is left.
         """
+        voice = voice or self.voice
         if voice not in VOICES:
             raise UserError(f"voice {voice!r}: this world has {', '.join(VOICES)}")
         parts = [part for owner, part in self.clips if owner == voice]
@@ -188,7 +198,7 @@ def _load(media: Path) -> NumbersWorld:
     clips["allison", "test"] = allison
     labels = _read_json(media / "drawings" / "labels.json")
     drawings = {part: _read_atlas(media / f"drawings/{part}.png", labels[part]) for part in labels}
-    return NumbersWorld(_read_json(media / "split.json"), clips, drawings)
+    return NumbersWorld(media, _read_json(media / "split.json"), clips, drawings)
 
 
 def _read_json(path: Path) -> Any:
