@@ -100,9 +100,10 @@ class _Phase:
 
 def _prepare(config: RunConfig, examples: int) -> dict[str, Any]:
     """Raw media -> packed rows; returns the figures of the data set."""
-    from aromni_jax.prepare import prepare_numbers
+    from aromni_jax.prepare import prepare_world
 
-    manifest = prepare_numbers(
+    manifest = prepare_world(
+        config.world,
         config.data.path,
         examples=examples,
         template=config.template,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,11 +20,13 @@ class World(Protocol):
     Attributes:
       name: of the world, and of its folder.
       media: folder of the raw media, with a manifest.json of their sums.
-      voice: the voice that answers; the others are only listened to.
+      voices: those that speak in the "train" split.
+      voice: the one of them that answers; the others are only listened to.
     """
 
     name: str
     media: Path
+    voices: Sequence[str]
     voice: str
 
     def strings(self, split: str) -> list[str]:

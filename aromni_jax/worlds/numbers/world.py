@@ -59,6 +59,7 @@ class NumbersWorld:
     """
 
     name: ClassVar[str] = "numbers"
+    voices: ClassVar[Sequence[str]] = ("hibari",)
     voice: ClassVar[str] = "hibari"
 
     media: Path
