@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 import numpy as np
+from PIL import Image
 
 from aromni_jax.worlds import World
 
@@ -34,19 +35,25 @@ class SmallWorld:
         return string.split("/")[0] + "/0"
 
     def utterance(self, string, rng, *, split, voice=None):
-        """A tone as long as the text and as high as the voice, louder for later things."""
         assert split == "test" or string in self.strings("train")
-        pitch = PITCH[voice or self.voices[rng.integers(2)]] + rng.integers(5)
-        samples = np.arange(800 * len(self.text(string)))
-        loudness = (THINGS.index(string.split("/")[0]) + 1) / len(THINGS)
-        return (loudness * np.sin(samples * pitch * 2 * np.pi / 16_000)).astype(np.float32)
+        voice = voice or self.voices[rng.integers(2)]
+        return tone(PITCH[voice] + rng.integers(5), THINGS.index(string.split("/")[0]), len(self.text(string)))
 
     def picture(self, string, rng, *, split):
-        """A bar [16, 16, 3] whose place is the thing and whose channel is the style."""
-        shown = np.zeros((16, 16, 3), np.uint8)
-        left = 3 * THINGS.index(string.split("/")[0])
-        shown[:, left : left + 3, rng.choice(COLOURS[split])] = rng.integers(200, 256)
-        return shown
+        return bar(THINGS.index(string.split("/")[0]), rng.choice(COLOURS[split]), rng.integers(200, 256))
+
+
+def tone(pitch, thing, letters):
+    """Speech: as long as the text and as high as the voice, louder for later things."""
+    samples = np.arange(800 * letters)
+    return ((thing + 1) / len(THINGS) * np.sin(samples * pitch * 2 * np.pi / 16_000)).astype(np.float32)
+
+
+def bar(thing, channel, brightness=255):
+    """A picture [16, 16, 3]: the place of the bar is the thing, its channel the style."""
+    shown = np.zeros((16, 16, 3), np.uint8)
+    shown[:, 3 * thing : 3 * thing + 3, channel] = brightness
+    return shown
 
 
 class BarCodec:
@@ -59,11 +66,14 @@ class BarCodec:
         columns, channels = images.max(axis=(1, 3)).argmax(axis=1), images.max(axis=(1, 2)).argmax(axis=1)
         return np.stack([columns // 3, channels], axis=1).astype(np.int32)
 
+    def to_pil(self, codes):
+        return [Image.fromarray(bar(thing, channel)) for thing, channel in codes]
+
 
 class ToneCodec:
     """Speech as [voice, thing, letters said]."""
 
-    num_codes, tokens_per_second, fingerprint = 64, 1.0, "4" * 16
+    num_codes, tokens_per_second, sample_rate, fingerprint = 64, 1.0, 16_000, "4" * 16
 
     def encode(self, wave_bn, lengths):
         rows = []
@@ -71,6 +81,9 @@ class ToneCodec:
             rises = np.count_nonzero((wave[:-1] <= 0) & (wave[1:] > 0)) * 16_000 / length
             rows.append(np.array([rises > 240, round(5 * float(wave.max())) - 1, length // 800], np.int32))
         return rows
+
+    def decode(self, codes):
+        return [tone([120, 360][row[0]], row[1], row[2]) if len(row) else np.zeros(0, np.float32) for row in codes]
 
 
 def small_world(folder: pathlib.Path) -> World:

@@ -12,6 +12,7 @@ import numpy as np
 from aromni_jax.errors import UserError
 
 WORLDS = ("numbers", "things")
+SAMPLE_RATE = 16_000  # of all speech, in Hz
 
 
 class World(Protocol):
