@@ -3,7 +3,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-RUN_DIR ?= runs/demo
+WORLD ?= numbers
+# numbers: runs/demo and runs/shipped; another world: its name behind.
+OF_WORLD := $(addprefix -,$(filter-out numbers,$(WORLD)))
+RUN_DIR ?= runs/demo$(OF_WORLD)
+SHIPPED := runs/shipped$(OF_WORLD)
 STEPS ?=
 BENCH_DATA ?= runs/bench/data
 
@@ -25,19 +29,19 @@ env: $(VENV)/.installed-test  ## make the environment of `make test`
 
 env-demo: $(VENV)/.installed-demo  ## make the environment of `make demo`
 
-demo: env-demo  ## pretrain on a CPU, judge, generate in every modality, write runs/demo/report.html
-	$(BIN)/aromni demo --run-dir $(RUN_DIR) $(if $(STEPS),--steps $(STEPS))
+demo: env-demo  ## pretrain on a CPU, judge, generate in every modality, write runs/demo/report.html (WORLD=things: another)
+	$(BIN)/aromni demo --world $(WORLD) --run-dir $(RUN_DIR) $(if $(STEPS),--steps $(STEPS))
 
 # PyTorch is here only to be compared with. Any build of its version will do; nothing but the CPU is used.
 bench: $(VENV)/.installed-demo,torch  ## throughput beside PyTorch, on this CPU; leave the machine alone meanwhile
 	$(BIN)/aromni prepare numbers --out $(BENCH_DATA)
 	$(BIN)/python benchmarks/throughput.py --data $(BENCH_DATA) --out benchmarks/results/throughput.json
 
-shipped: env-demo  ## train again the checkpoint that comes with the package (half an hour), into runs/shipped
-	$(BIN)/aromni prepare numbers --out runs/shipped/data --examples 160000
-	$(BIN)/aromni train --config configs/numbers.py:shipped --run-dir runs/shipped
-	$(BIN)/aromni convert runs/shipped runs/shipped/model
-	$(BIN)/aromni evaluate --model runs/shipped/model --out runs/shipped/scores
+shipped: env-demo  ## train again the checkpoint that comes with the package (half an hour), into runs/shipped (or WORLD=things)
+	$(BIN)/aromni prepare $(WORLD) --out $(SHIPPED)/data --examples 160000
+	$(BIN)/aromni train --config configs/$(WORLD).py:shipped --run-dir $(SHIPPED)
+	$(BIN)/aromni convert $(SHIPPED) $(SHIPPED)/model
+	$(BIN)/aromni evaluate --model $(SHIPPED)/model --out $(SHIPPED)/scores
 
 ablations: env-demo  ## what each part of the recipe buys; the report of every demo shows the table
 	$(BIN)/aromni prepare numbers --out $(RUN_DIR)/data

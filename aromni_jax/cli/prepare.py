@@ -6,48 +6,52 @@ import argparse
 import pathlib
 
 from aromni_jax.errors import UserError
+from aromni_jax.worlds import WORLDS
 
 EXAMPLE = "aromni prepare numbers --out runs/numbers --examples 40000"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    parser.add_argument("source", help="numbers (the world that comes with the package), or a *.jsonl file or folder")
+    parser.add_argument("source", help=f"{' or '.join(WORLDS)} (worlds of the package), or a *.jsonl file or folder")
     parser.add_argument(
         "--out", required=True, type=pathlib.Path, metavar="DIR", help="the data set; made whole or not"
     )
-    parser.add_argument("--sequence-length", type=int, metavar="N", help="tokens per packed row (256; shards: 4096)")
+    parser.add_argument(
+        "--sequence-length", type=int, metavar="N", help="tokens per packed row (the world's; shards: 4096)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="replace a data set that was made otherwise")
-    world = parser.add_argument_group("the numbers world")
-    world.add_argument("--examples", type=int, default=80_000, metavar="N", help="for training (default: 80000)")
-    world.add_argument("--held-out", type=int, default=420, metavar="N", help="held out (default: 420)")
+    world = parser.add_argument_group("worlds")
+    world.add_argument("--examples", type=int, metavar="N", help="for training (numbers: 80000)")
+    world.add_argument("--held-out", type=int, metavar="N", help="held out (numbers: 420)")
     world.add_argument("--template", default="brief", help="prompt layout: brief or aromni (default: brief)")
     world.add_argument(
         "--mixture", nargs="+", default=[], metavar="TASK=SHARE", help="shares of the examples (default: all tasks)"
     )
-    world.add_argument("--codecs", default="numbers", metavar="DIR", help="codecs other than those shipped")
+    world.add_argument("--codecs", metavar="DIR", help="codecs other than those of the world")
     shards = parser.add_argument_group("token shards")
     shards.add_argument("--on-bad-record", choices=("stop", "skip"), default="stop")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0."""
-    from aromni_jax.prepare import Codecs, prepare_numbers, prepare_shards
-    from aromni_jax.prepare.numbers import MIXTURE
+    from aromni_jax.prepare import Codecs, prepare_shards, prepare_world
+    from aromni_jax.prepare.world import MIXTURE
     from aromni_jax.vocabulary import JointVocabulary
 
     common = {"seed": args.seed, "force": args.force}
     if args.sequence_length:
         common["sequence_length"] = args.sequence_length
-    if args.source == "numbers":
-        manifest = prepare_numbers(
+    if args.source in WORLDS:
+        manifest = prepare_world(
+            args.source,
             args.out,
             examples=args.examples,
             held_out=args.held_out,
             template=args.template,
             mixture=_mixture(args.mixture) or MIXTURE,
-            codecs=Codecs.load(args.codecs),
+            codecs=Codecs.load(args.codecs) if args.codecs else None,
             **common,
         )
     else:

@@ -1,6 +1,6 @@
-"""Held-out scores of a model in the numbers world: what it hears, says, sees and draws, judged by others than itself.
+"""Held-out scores of a model in its world: what it hears, says, sees and draws, judged by others than itself.
 
-Every string, recording and drawing is one that neither the model nor its codecs were fitted on. Speech is judged by
+Every item, recording and drawing is one that neither the model nor its codecs were fitted on. Speech is judged by
 recognisers and pictures by a classifier that know nothing of the model; the same judges hear and see the originals
 passed through the codecs, so that a codec's own error is not laid to the model's charge.
 """
@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 
 from aromni_jax.evaluation.judges import SpeechJudge
-from aromni_jax.evaluation.scores import Estimate, bootstrap, digit_words, exact_match, word_error_rate
+from aromni_jax.evaluation.scores import Estimate, bootstrap, exact_match, word_error_rate
+from aromni_jax.evaluation.standards import ImageJudge, Standard
 from aromni_jax.tasks import Assistant, Part, Reply, Text, task_options
-from aromni_jax.worlds.numbers import SAMPLE_RATE, NumbersWorld
+from aromni_jax.worlds import SAMPLE_RATE, World
 
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Items per score; the strings of the held-out split take turns."""
+    """Items per score; those of the held-out split take turns, and fewer than there are lie evenly among them."""
 
     heard: int = 200
     seen: int = 400
@@ -35,24 +36,26 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One judged answer, for reports: what went in, what came out, what was expected and what the judge made of it."""
+    """One judged answer, for reports: what went in, what came out, what was expected and what the judge made of it.
+
+    Attributes:
+      correct: whether the judge read exactly what was expected.
+    """
 
     task: str
     inputs: Sequence[Part]
     reply: Reply
     expected: str
     judged: str
-
-    @property
-    def correct(self) -> bool:
-        """Whether the judge read exactly what was expected."""
-        return digit_words(self.judged) == digit_words(self.expected)
+    correct: bool
 
 
 def evaluate(
     assistant: Assistant,
+    world: World,
+    standard: Standard,
     judges: Sequence[SpeechJudge],
-    image_judge: Any,
+    image_judge: ImageJudge,
     *,
     sizes: Sizes | None = None,
     seed: int = 0,
@@ -61,20 +64,20 @@ def evaluate(
     """Scores (JSON types, fractions of 1) and the judged items behind them.
 
     Args:
+      standard: what counts in this world.
       judges: recognisers of speech; the first one gives the headline figures.
-      image_judge: `judges.DigitImageJudge`, or anything with `read(picture uint8 [28, 56]) -> "23"`.
+      image_judge: who reads the pictures of this world.
       sizes: None = the sizes of every published figure.
       say: takes a line per score.
     """
     sizes = sizes or Sizes()
-    world = NumbersWorld.load()
-    run = _Run(assistant, world, judges, image_judge, np.random.default_rng(seed), say)
+    run = _Run(assistant, world, standard, judges, image_judge, np.random.default_rng(seed), say)
     scores: dict[str, Any] = {}
     scores["asr"] = run.hearing("speech_to_text", sizes.heard, split="test")
-    scores["asr_held_out_speed"] = run.hearing("speech_to_text", sizes.heard // 2, split="fast")
-    scores["asr_held_out_voice"] = run.hearing("speech_to_text", sizes.heard // 2, split="test", voice="allison")
+    for name, how in standard.hearing.items():
+        scores[name] = run.hearing("speech_to_text", sizes.heard // 2, **how)
     scores["caption"] = run.seeing(sizes.seen)
-    scores["tts"] = run.speaking("text_to_speech", len(world.strings("test")), sizes.spoken)
+    scores["tts"] = run.speaking("text_to_speech", min(len(world.strings("test")), sizes.spoken), sizes.spoken)
     scores["t2i"] = run.drawing("text_to_image", sizes.drawn)
     scores["speech_to_image"] = run.drawing("speech_to_image", sizes.crossed)
     scores["image_to_speech"] = run.speaking("image_to_speech", sizes.crossed, sizes.crossed)
@@ -90,9 +93,10 @@ def entry(metric: str, estimate: Estimate, **others: Any) -> dict[str, Any]:
 @dataclasses.dataclass
 class _Run:
     assistant: Assistant
-    world: NumbersWorld
+    world: World
+    standard: Standard
     judges: Sequence[SpeechJudge]
-    image_judge: Any
+    image_judge: ImageJudge
     rng: np.random.Generator
     say: Say
     items: list[Item] = dataclasses.field(default_factory=list)
@@ -104,54 +108,55 @@ class _Run:
         strings = self._strings(count)
         spoken = self.assistant.hear([self.world.utterance(string, self.rng, **how) for string in strings])
         replies = self._answers(task, [[part] for part in spoken])
-        texts = [reply.answer.text for reply in replies]
-        rate = word_error_rate(self._texts(strings), texts)
-        self._keep(task, spoken, replies, strings, texts)
+        texts, wanted = [reply.answer.text for reply in replies], self._texts(strings)
+        rate = word_error_rate(wanted, texts, self.standard.words)
+        self._keep(task, spoken, replies, wanted, texts)
         label = " ".join(str(value) for value in how.values())
         self.say(f"asr ({label}): word error rate {rate}")
-        return entry("wer", rate, exact=exact_match(self._texts(strings), texts).value)
+        return entry("wer", rate, exact=exact_match(wanted, texts, self.standard.words).value)
 
     def seeing(self, count: int) -> dict[str, Any]:
         """Share of captions that are exactly right."""
-        strings = self._strings(count)
-        pictures = [self.world.picture(string, self.rng, split="test") for string in strings]
+        things = self._things(count)
+        pictures = [self.world.picture(thing, self.rng, split="test") for thing in things]
         seen = self.assistant.look(np.stack(pictures))
         replies = self._answers("image_caption", [[part] for part in seen])
-        texts = [reply.answer.text for reply in replies]
-        exact = exact_match(self._texts(strings), texts)
-        self._keep("image_caption", seen, replies, strings, texts)
-        baseline = _share_equal(strings, [self.image_judge.read(picture) for picture in pictures])
+        texts, wanted = [reply.answer.text for reply in replies], self._texts(things)
+        exact = exact_match(wanted, texts, self.standard.words)
+        self._keep("image_caption", seen, replies, wanted, texts)
+        baseline = self._share_read(things, [self.image_judge.read(picture) for picture in pictures])
         self.say(f"caption: exact {exact} (the image judge on the original drawings: {baseline.value:.1%})")
         return entry("exact", exact, judge_on_originals=baseline.value)
 
     def speaking(self, task: str, count: int, codec_count: int) -> dict[str, Any]:
         """Word error rate of each judge on what the model says, beside its rate on originals through the codec.
 
-        Speech is greedy, so a text is spoken in one way only: `count` beyond the held-out strings adds nothing to
-        text_to_speech. The codec's rate is that of `codec_count` originals.
+        Speech is greedy, so a text is spoken in one way only: `count` beyond the held-out items adds nothing to
+        text_to_speech. The codec's rate is that of `codec_count` originals, in the voice that answers.
         """
-        strings = self._strings(count)
-        spoken = self._strings(codec_count)
-        originals = [self.world.utterance(string, self.rng, split="test") for string in spoken]
-        inputs = self._inputs(task, strings)
+        some = self._strings if task.startswith("text") else self._things
+        items, spoken, voice = some(count), some(codec_count), self.world.voice
+        originals = [self.world.utterance(item, self.rng, split="test", voice=voice) for item in spoken]
+        inputs, wanted = self._inputs(task, items), self._texts(items)
         replies = self._answers(task, inputs)
         codec = self.assistant.speech_codec
-        assert codec is not None, "the numbers world has speech"
+        assert codec is not None, "every world has speech"
         said = codec.decode([_codes(reply) for reply in replies])
         passed = codec.decode([part.codes for part in self.assistant.hear(originals)])
         result: dict[str, Any] = {"judges": {}}
         for number, judge in enumerate(self.judges):
             rates, heard = {}, [self._heard(judge, wave) for wave in said]
-            rates["model"] = word_error_rate(self._texts(strings), heard)
+            rates["model"] = word_error_rate(wanted, heard, self.standard.words)
             for name, waves in (("codec", passed), ("original", originals)):
-                rates[name] = word_error_rate(self._texts(spoken), [self._heard(judge, wave) for wave in waves])
+                heard_originals = [self._heard(judge, wave) for wave in waves]
+                rates[name] = word_error_rate(self._texts(spoken), heard_originals, self.standard.words)
             model, codec_wer = rates["model"], rates["codec"].value
             figures = entry("wer", model, codec_wer=codec_wer, original_wer=rates["original"].value)
             figures["difference"] = model.value - codec_wer
             result["judges"][judge.name] = figures
             if number == 0:
                 result |= figures
-                self._keep(task, [parts[0] for parts in inputs], replies, strings, heard)
+                self._keep(task, [parts[0] for parts in inputs], replies, wanted, heard)
             self.say(
                 f"{task} ({judge.name}): word error rate {rates['model']}, codec {rates['codec'].value:.1%}, "
                 f"original {rates['original'].value:.1%}"
@@ -159,51 +164,52 @@ class _Run:
         return result
 
     def drawing(self, task: str, count: int) -> dict[str, Any]:
-        """Share of pictures, and of digits, that the image judge reads as asked."""
-        strings = self._strings(count)
-        inputs = self._inputs(task, strings)
+        """Share of pictures, and of their words where they have several, that the image judge reads as asked."""
+        items = self._strings(count) if task.startswith("speech") else self._things(count)
+        things = [self.world.naming(item) for item in items]
+        inputs = self._inputs(task, items)
         replies = self._answers(task, inputs)
         codec = self.assistant.image_codec
-        assert codec is not None, "the numbers world has pictures"
-        originals = np.stack([self.world.picture(string, self.rng, split="test") for string in strings])
+        assert codec is not None, "every world has pictures"
+        originals = np.stack([self.world.picture(thing, self.rng, split="test") for thing in things])
         read = self._read(codec.to_pil(np.stack([reply.answer.images[0].codes for reply in replies])))
         through = self._read(codec.to_pil(codec.encode(originals)))
-        exact, ceiling = _share_equal(strings, read), _share_equal(strings, through)
-        per_digit = _share_equal("".join(strings), "".join(read))
-        self._keep(task, [parts[0] for parts in inputs], replies, strings, [self.world.text(got) for got in read])
-        self.say(
-            f"{task}: read as asked {exact}, per digit {per_digit.value:.1%} "
-            f"(originals through the codec {ceiling.value:.1%})"
-        )
-        return entry("exact", exact, per_digit=per_digit.value, codec_exact=ceiling.value)
+        exact, others = self._share_read(things, read), {}
+        if self.standard.per_word:
+            others[self.standard.per_word] = self._share_of_words(things, read)
+        others["codec_exact"] = self._share_read(things, through).value
+        judged = [" ".join(self.standard.words(got)) for got in read]
+        self._keep(task, [parts[0] for parts in inputs], replies, self._texts(things), judged)
+        self.say(f"{task}: read as asked {exact}, " + ", ".join(f"{k} {v:.1%}" for k, v in others.items()))
+        return entry("exact", exact, **others)
 
     def chatting(self, count: int) -> dict[str, Any]:
         """Two turns: speech in, echo + text + speech + picture out; then a picture in, text + speech out."""
-        strings, shown = self._strings(count), self._strings(count)[::-1]
+        strings, shown = self._strings(count), self._things(count)[::-1]
+        words, standard = self.standard.words, self.standard
         heard, seen = self._spoken(strings), self._drawn(shown)
         # Room for several times a right answer; a model that rambles must not fill the context before the second turn.
-        brief = dataclasses.replace(task_options("chat"), max_text=16, max_speech=128)
+        brief = dataclasses.replace(task_options("chat"), max_text=standard.chat_text, max_speech=standard.chat_speech)
         firsts = self.assistant.chats([[] for _ in strings], [[part] for part in heard], options=brief)
         seconds = self.assistant.chats([history for _, history in firsts], [[part] for part in seen], options=brief)
         right: dict[str, list[bool]] = {}
 
-        def count_right(name: str, judged: str, string: str) -> None:
-            right.setdefault(name, []).append(digit_words(judged) == digit_words(self.world.text(string)))
+        def count_right(name: str, judged: str, item: str) -> None:
+            right.setdefault(name, []).append(words(judged) == words(self.world.text(item)))
 
         for turn, replies, wanted in (("first", firsts, strings), ("second", seconds, shown)):
             for (reply, _), string in zip(replies, wanted, strict=True):
-                media = self.assistant.media(reply)
+                media, thing = self.assistant.media(reply), self.world.naming(string)
                 count_right(f"{turn}_transcript", media.transcript or "", string)
-                count_right(f"{turn}_text", media.text, string)
-                count_right(
-                    f"{turn}_speech", "" if media.wave is None else self._heard(self.judges[0], media.wave), string
-                )
+                count_right(f"{turn}_text", media.text, thing)
+                heard_answer = "" if media.wave is None else self._heard(self.judges[0], media.wave)
+                count_right(f"{turn}_speech", heard_answer, thing)
                 if turn == "first":
-                    drawn = self._read(media.images[:1])
-                    count_right("first_picture", self.world.text(drawn[0]) if drawn else "", string)
+                    count_right("first_picture", "".join(self._read(media.images[:1])), thing)
         for parts, replies, wanted in ((heard, firsts, strings), (seen, seconds, shown)):
             answers = [reply for reply, _ in replies]
-            self._keep("chat", parts, answers, wanted, [reply.answer.text for reply in answers])
+            named = self._texts([self.world.naming(string) for string in wanted])
+            self._keep("chat", parts, answers, named, [reply.answer.text for reply in answers])
         whole = bootstrap([float(all(parts)) for parts in zip(*right.values(), strict=True)], groups=strings)
         shares = {name: float(np.mean(values)) for name, values in right.items()}
         self.say(
@@ -214,11 +220,25 @@ class _Run:
     # -- helpers -------------------------------------------------------------------------------------
 
     def _strings(self, count: int) -> list[str]:
-        held_out = self.world.strings("test")
-        return [held_out[number % len(held_out)] for number in range(count)]
+        return _some(self.world.strings("test"), count)
+
+    def _things(self, count: int) -> list[str]:
+        """What the held-out items name."""
+        return _some(list(dict.fromkeys(map(self.world.naming, self.world.strings("test")))), count)
 
     def _texts(self, strings: Sequence[str]) -> list[str]:
         return [self.world.text(string) for string in strings]
+
+    def _share_read(self, things: Sequence[str], read: Sequence[str]) -> Estimate:
+        words = self.standard.words
+        same = [words(text) == words(got) for text, got in zip(self._texts(things), read, strict=True)]
+        return bootstrap([float(right) for right in same], groups=things)
+
+    def _share_of_words(self, things: Sequence[str], read: Sequence[str]) -> float:
+        """Of the words that things have and judges read in the same place."""
+        words = self.standard.words
+        pairs = [(words(text), words(got)) for text, got in zip(self._texts(things), read, strict=True)]
+        return float(np.mean([a == b for wanted, got in pairs for a, b in zip(wanted, got, strict=True)]))
 
     def _inputs(self, task: str, strings: Sequence[str]) -> list[list[Part]]:
         """What the task takes, made from held-out media."""
@@ -240,17 +260,20 @@ class _Run:
         return judge.transcribe(wave, SAMPLE_RATE) if len(wave) > SAMPLE_RATE // 8 else ""
 
     def _read(self, pictures: Sequence[Any]) -> list[str]:
-        return [self.image_judge.read(np.asarray(picture.convert("L"))) for picture in pictures]
+        return [self.image_judge.read(np.asarray(picture.convert(self.standard.picture_mode))) for picture in pictures]
 
     def _keep(
-        self, task: str, inputs: Sequence[Part], replies: Sequence[Reply], strings: Sequence[str], judged: Sequence[str]
+        self, task: str, inputs: Sequence[Part], replies: Sequence[Reply], wanted: Sequence[str], judged: Sequence[str]
     ) -> None:
-        for part, reply, text, heard in zip(inputs, replies, self._texts(strings), judged, strict=True):
-            self.items.append(Item(task, [part], reply, text, heard))
+        words = self.standard.words
+        for part, reply, text, heard in zip(inputs, replies, wanted, judged, strict=True):
+            self.items.append(Item(task, [part], reply, text, heard, words(heard) == words(text)))
 
 
-def _share_equal(wanted: Sequence[str], got: Sequence[str]) -> Estimate:
-    return bootstrap([float(a == b) for a, b in zip(wanted, got, strict=True)], groups=wanted)
+def _some(items: Sequence[str], count: int) -> list[str]:
+    """So many items: in turns where there are fewer, evenly spread where there are more."""
+    step = max(1.0, len(items) / count)
+    return [items[int(number * step) % len(items)] for number in range(count)]
 
 
 def _codes(reply: Reply) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,8 @@ from PIL import Image
 
 from aromni_jax.errors import UserError
 from aromni_jax.evaluation.scores import DIGIT_WORDS
-from aromni_jax.worlds.numbers import SAMPLE_RATE, NumbersWorld
+from aromni_jax.worlds import SAMPLE_RATE
+from aromni_jax.worlds.numbers import NumbersWorld
 
 _LONGEST_SECONDS = 60.0
 
@@ -220,6 +221,14 @@ class PocketSphinxJudge:
         self._decoder.end_utt()
         best = self._decoder.hyp()
         return best.hypstr if best is not None else ""
+
+
+SPEECH_JUDGES: Mapping[str, Callable[[], SpeechJudge]] = {
+    "moonshine": MoonshineJudge,
+    "whisper": WhisperJudge,
+    "pocketsphinx": PocketSphinxJudge,
+}
+FREE_DICTATION = ("moonshine", "whisper")  # the other knows digits only
 
 
 class DigitImageJudge:

@@ -17,19 +17,22 @@ from typing import Any
 
 from aromni_jax.codecs.media import write_atomic
 from aromni_jax.errors import UserError
+from aromni_jax.evaluation.standards import STANDARDS
 from aromni_jax.vocabulary import JointVocabulary
+from aromni_jax.worlds import WORLDS
 
 MAX_BYTES = 8_000_000
 _HERE = Path(__file__).parent
-_SHIPPED_ABLATIONS = "worlds/numbers/ablations.json"
+_HELD_OUT = "Every item here was kept out of training."
 
 
 def write_report(run_dir: str | Path) -> Path:
     """Write `run_dir/report.html` from the files of the run; returns its path.
 
     Reads `metrics.json`, `metrics.jsonl`, and where they exist `samples/samples.json` with its media and
-    `ablations.json` (else the shipped one). The page is at most MAX_BYTES long: samples that do not fit are counted in
-    it, not shown. Raises UserError, naming the file, when one is missing or broken, or when jinja2 is not installed.
+    `ablations.json` (else the one shipped with the world). The page is at most MAX_BYTES long: samples that do not fit
+    are counted in it, not shown. Raises UserError, naming the file, when one is missing or broken, or when jinja2 is
+    not installed.
     """
     try:
         import jinja2
@@ -43,7 +46,7 @@ def write_report(run_dir: str | Path) -> Path:
     samples = report_samples.read_samples(
         run_dir / "samples", _list(run_dir / "samples" / "samples.json"), _vocabulary(metrics, run_dir)
     )
-    ablations = _ablations(run_dir)
+    ablations = _ablations(run_dir, world := _world(metrics))
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -54,6 +57,7 @@ def write_report(run_dir: str | Path) -> Path:
 
     def render(kept: list[report_samples.Sample]) -> bytes:
         page = report_page.page(metrics, lines, kept, len(samples) - len(kept), ablations)
+        page["held_out_note"] = STANDARDS[world].held_out if world else _HELD_OUT
         page |= {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
         page |= {"run": run_dir.resolve().name, "created": _created(metrics)}
         return template.render(page).encode()
@@ -146,10 +150,17 @@ def _vocabulary(metrics: Mapping[str, Any], run_dir: Path) -> JointVocabulary | 
         raise UserError(f"{run_dir / 'metrics.json'}, vocabulary: {error}") from None
 
 
-def _ablations(run_dir: Path) -> dict[str, Any]:
-    """Of the run, or the shipped ones; {} without either."""
+def _world(metrics: Mapping[str, Any]) -> str:
+    """Name of the shipped world of the run's recipe; "" if it is of none."""
+    recipe = metrics.get("recipe")
+    name = recipe.get("world") if isinstance(recipe, Mapping) else None
+    return name if name in WORLDS else ""
+
+
+def _ablations(run_dir: Path, world: str) -> dict[str, Any]:
+    """Of the run, or those shipped with its world; {} without either."""
     own = run_dir / "ablations.json"
     if own.exists():
         return _object(own)
-    shipped = importlib.resources.files("aromni_jax") / _SHIPPED_ABLATIONS
-    return json.loads(shipped.read_text(encoding="utf-8")) if shipped.is_file() else {}
+    shipped = importlib.resources.files("aromni_jax") / f"worlds/{world}/ablations.json"
+    return json.loads(shipped.read_text(encoding="utf-8")) if world and shipped.is_file() else {}

@@ -13,20 +13,20 @@ from aromni_jax.evaluation.report_figures import SHARES, finite, leaves, percent
 
 # What a held-out score means: key in `held_out` -> (title, one line). The measure is one of MEASURES.
 SCORED = {
-    "asr": ("Speech to text", "The model hears a spoken number and writes it."),
+    "asr": ("Speech to text", "The model hears speech and writes it down."),
     "tts": (
         "Text to speech",
-        "The model speaks a written number; an independent recogniser writes down what it hears.",
+        "The model speaks a written text; an independent recogniser writes down what it hears.",
     ),
-    "caption": ("Picture to text", "The model sees a drawn number and writes it."),
-    "t2i": ("Text to picture", "The model draws a written number; a digit recogniser reads the drawing."),
+    "caption": ("Picture to text", "The model sees a drawing and writes what it shows."),
+    "t2i": ("Text to picture", "The model draws what a text names; an independent judge says what it sees."),
     "speech_to_image": (
         "Speech to picture",
-        "The model hears a number and draws it; a digit recogniser reads it.",
+        "The model hears speech and draws what it is about; an independent judge says what it sees.",
     ),
     "image_to_speech": (
         "Picture to speech",
-        "The model sees a number and speaks it; an independent recogniser listens.",
+        "The model sees a drawing and says what it shows; an independent recogniser listens.",
     ),
     "chat": (
         "Chat chain",

@@ -1,15 +1,16 @@
-"""Scores of transcripts: digit normaliser, word error rate, bootstrapped intervals."""
+"""Scores of transcripts: normalisers, word error rate, bootstrapped intervals."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from aromni_jax.errors import UserError
 
+Words = Callable[[str], list[str]]
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # Other spellings of the same sound, and the usual second name of zero: a recogniser may write either.
@@ -26,14 +27,19 @@ _SAME_SOUND = {
 _TOKEN = re.compile(r"\d|[^\W\d_]+(?:'[^\W\d_]+)?")
 
 
+def plain_words(text: str) -> list[str]:
+    """Words of a transcript, lower case, without punctuation, digits spelt one by one."""
+    found = _TOKEN.findall(text.lower().replace("\u2019", "'"))
+    return [DIGIT_WORDS[int(word)] if word.isdecimal() else word for word in found]
+
+
 def digit_words(text: str) -> list[str]:
-    """Words of a transcript, lower case, without punctuation, digits spelt one by one.
+    """Words of a transcript of digits: `plain_words`, and other spellings of a digit's sound are that digit.
 
     "23", "2, 3", "two-three" and "Too three." all give ["two", "three"]; "oh" gives "zero". Words that
     are no digit are kept, so that they count as errors ("twenty three" is not "two three").
     """
-    found = _TOKEN.findall(text.lower().replace("\u2019", "'"))
-    return [DIGIT_WORDS[int(word)] if word.isdecimal() else _SAME_SOUND.get(word, word) for word in found]
+    return [_SAME_SOUND.get(word, word) for word in plain_words(text)]
 
 
 def edit_distance(reference: Sequence[str], hypothesis: Sequence[str]) -> int:
@@ -89,22 +95,24 @@ def bootstrap(
     return Estimate(float(totals_n.sum() / weights_n.sum()), float(low), float(high), totals_n.size)
 
 
-def _word_lists(references: Sequence[str], hypotheses: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+def _word_lists(
+    references: Sequence[str], hypotheses: Sequence[str], words: Words
+) -> list[tuple[list[str], list[str]]]:
     if len(references) != len(hypotheses):
         raise UserError(
             f"{len(references)} references but {len(hypotheses)} hypotheses: give one hypothesis per reference"
         )
-    return [(digit_words(ref), digit_words(hyp)) for ref, hyp in zip(references, hypotheses, strict=True)]
+    return [(words(ref), words(hyp)) for ref, hyp in zip(references, hypotheses, strict=True)]
 
 
-def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Estimate:
-    """Corpus word error rate after `digit_words`, with a 95 % interval bootstrapped over distinct references.
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str], words: Words = digit_words) -> Estimate:
+    """Corpus word error rate after `words`, with a 95 % interval bootstrapped over distinct references.
 
     Each item's errors are capped at its reference length (an item's own rate is at most 1), so that one
     looping transcript cannot outweigh all others. Raises UserError if the lengths differ or a reference
     holds no word.
     """
-    pairs = _word_lists(references, hypotheses)
+    pairs = _word_lists(references, hypotheses, words)
     for (ref, _), text in zip(pairs, references, strict=True):
         if not ref:
             raise UserError(f"reference {text!r} holds no word: word error rate is undefined")
@@ -112,6 +120,7 @@ def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> Est
     return bootstrap(errors, [len(ref) for ref, _ in pairs], references)
 
 
-def exact_match(references: Sequence[str], hypotheses: Sequence[str]) -> Estimate:
-    """Share of items whose words agree entirely after `digit_words`; interval as in `word_error_rate`."""
-    return bootstrap([float(ref == hyp) for ref, hyp in _word_lists(references, hypotheses)], groups=references)
+def exact_match(references: Sequence[str], hypotheses: Sequence[str], words: Words = digit_words) -> Estimate:
+    """Share of items whose words agree entirely; `words` and interval as in `word_error_rate`."""
+    pairs = _word_lists(references, hypotheses, words)
+    return bootstrap([float(ref == hyp) for ref, hyp in pairs], groups=references)

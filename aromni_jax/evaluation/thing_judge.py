@@ -34,9 +34,7 @@ class ThingImageJudge:
         rng = np.random.default_rng(_SEED)
         things = [string for string in self._world.strings("train") if self._world.naming(string) == string]
         strings = [string for string in things for _ in range(_DRAWINGS)]
-        features = np.stack(
-            [_features(self._world.picture(string, rng, split="train")) for string in strings]
-        )
+        features = np.stack([_features(self._world.picture(string, rng, split="train")) for string in strings])
         self._model = discriminant.LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1)
         self._model.fit(features, strings)
 

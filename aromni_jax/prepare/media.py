@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
 from aromni_jax.data.prefetch import Prefetch
 from aromni_jax.tasks.parts import Image, Speech
 from aromni_jax.vocabulary import JointVocabulary
-from aromni_jax.worlds.numbers import NumbersWorld
+from aromni_jax.worlds import World
 
 _CHUNK = 256  # utterances or pictures encoded at once
 _T = TypeVar("_T")
@@ -50,23 +51,44 @@ class Codecs:
 
 
 @dataclasses.dataclass(frozen=True)
+class Takes:
+    """Codes of some takes of each item. Number i is of item i modulo the number of items."""
+
+    items: Sequence[str]
+    codes: Sequence[np.ndarray]
+
+    def any_of(self, item: str, rng: np.random.Generator) -> np.ndarray:
+        """Codes of some take of the item, int32."""
+        which, step = self._places[item], len(self.items)
+        return self.codes[which + step * int(rng.integers((len(self.codes) - which - 1) // step + 1))]
+
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return {item: place for place, item in enumerate(self.items)}
+
+
+@dataclasses.dataclass(frozen=True)
 class EncodedMedia:
-    """Codes of one split's media. Number i, of speech or pictures, is of string i modulo the number of strings.
+    """Codes of one split's media.
 
     Attributes:
-      strings: what is said and drawn.
-      speech: int32 [T] each.
-      image_pn: int32 [pictures, tokens_per_image].
+      strings: the items of the split.
+      things: what they name (`World.naming`), each once.
+      given: utterances of the items, of any voice.
+      answered: utterances of items and things by the voice that answers; the same takes where it is the only one.
+      pictures: of the things.
     """
 
     strings: list[str]
-    speech: list[np.ndarray]
-    image_pn: np.ndarray
+    things: list[str]
+    given: Takes
+    answered: Takes
+    pictures: Takes
 
     @classmethod
     def compose(
         cls,
-        world: NumbersWorld,
+        world: World,
         codecs: Codecs,
         *,
         split: str,
@@ -75,49 +97,59 @@ class EncodedMedia:
         rng: np.random.Generator,
         progress: bool = False,
     ) -> EncodedMedia:
-        """At least one utterance and one picture of every string of the split, up to the numbers asked for."""
+        """At least one take of everything, and up to the numbers asked for; `utterances` of either kind of speech."""
         strings = world.strings(split)
+        things = list(dict.fromkeys(map(world.naming, strings)))
+        named = list(dict.fromkeys([*strings, *things]))
 
-        def say(number: int) -> np.ndarray:
-            return world.utterance(strings[number % len(strings)], rng, split=split)
+        def speech(items: list[str], what: str, **voice: str) -> Takes:
+            def say(number: int) -> np.ndarray:
+                return world.utterance(items[number % len(items)], rng, split=split, **voice)
+
+            chunks = _chunks(say, max(utterances, len(items)), f"{split} {what}", progress)
+            return Takes(items, [codes for waves in chunks for codes in _encode_speech(codecs.speech, waves)])
 
         def draw(number: int) -> np.ndarray:
-            return world.picture(strings[number % len(strings)], rng, split=split)
+            return world.picture(things[number % len(things)], rng, split=split)
 
-        utterances, pictures = max(utterances, len(strings)), max(pictures, len(strings))
-        speech: list[np.ndarray] = []
-        for waves in _chunks(say, utterances, f"{split} utterances", progress):
-            samples = [len(wave) for wave in waves]
-            wave_bn = np.zeros((len(waves), max(samples)), np.float32)
-            for row, wave in zip(wave_bn, waves, strict=True):
-                row[: len(wave)] = wave
-            speech += codecs.speech.encode(wave_bn, samples)
-        images = [
-            codecs.image.encode(np.stack(chunk)) for chunk in _chunks(draw, pictures, f"{split} pictures", progress)
-        ]
-        return cls(strings, speech, np.concatenate(images))
+        if len(world.voices) > 1:
+            given = speech(strings, "utterances")
+            answered = speech(named, "answers", voice=world.voice)
+        else:
+            given = answered = speech(named, "utterances")
+        chunks = _chunks(draw, max(pictures, len(things)), f"{split} pictures", progress)
+        drawn = Takes(things, [codes for chunk in chunks for codes in codecs.image.encode(np.stack(chunk))])
+        return cls(strings, things, given, answered, drawn)
 
-    def utterance(self, which: int, rng: np.random.Generator) -> Speech:
-        """Some utterance of strings[which]."""
-        return Speech(self.speech[self._any_of(which, len(self.speech), rng)])
+    def heard(self, string: str, rng: np.random.Generator) -> Speech:
+        """Some utterance of an item of the split, by any voice."""
+        return Speech(self.given.any_of(string, rng))
 
-    def picture(self, which: int, rng: np.random.Generator) -> Image:
-        """Some picture of strings[which]."""
-        return Image(self.image_pn[self._any_of(which, len(self.image_pn), rng)])
+    def said(self, string: str, rng: np.random.Generator) -> Speech:
+        """Some utterance of an item or a thing by the voice that answers."""
+        return Speech(self.answered.any_of(string, rng))
 
-    def _any_of(self, which: int, count: int, rng: np.random.Generator) -> int:
-        step = len(self.strings)
-        return which + step * int(rng.integers((count - which - 1) // step + 1))
+    def picture(self, thing: str, rng: np.random.Generator) -> Image:
+        """Some picture of a thing."""
+        return Image(self.pictures.any_of(thing, rng))
 
     def statistics(self, tokens_per_second: float) -> dict[str, Any]:
         """Figures for the manifest."""
-        seconds = sum(map(len, self.speech)) / tokens_per_second
+        speech = [*self.given.codes, *(self.answered.codes if self.answered is not self.given else ())]
         return {
             "strings": len(self.strings),
-            "utterances": len(self.speech),
-            "hours_of_speech": round(seconds / 3600, 4),
-            "pictures": len(self.image_pn),
+            "utterances": len(speech),
+            "hours_of_speech": round(sum(map(len, speech)) / tokens_per_second / 3600, 4),
+            "pictures": len(self.pictures.codes),
         }
+
+
+def _encode_speech(codec: SpeechCodec, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    samples = [len(wave) for wave in waves]
+    wave_bn = np.zeros((len(waves), max(samples)), np.float32)
+    for row, wave in zip(wave_bn, waves, strict=True):
+        row[: len(wave)] = wave
+    return list(codec.encode(wave_bn, samples))
 
 
 def _chunks(make: Callable[[int], _T], count: int, what: str, progress: bool) -> Iterator[list[_T]]:

@@ -1,5 +1,5 @@
 """Small worlds: raw media with exact transcripts, from which records are prepared."""
 
-from aromni_jax.worlds.world import WORLDS, World, load_world
+from aromni_jax.worlds.world import SAMPLE_RATE, WORLDS, World, load_world
 
-__all__ = ["WORLDS", "World", "load_world"]
+__all__ = ["SAMPLE_RATE", "WORLDS", "World", "load_world"]

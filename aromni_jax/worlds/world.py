@@ -12,6 +12,7 @@ import numpy as np
 from aromni_jax.errors import UserError
 
 WORLDS = ("numbers", "things")
+SAMPLE_RATE = 16_000  # of all speech, in Hz
 
 
 class World(Protocol):
@@ -20,11 +21,13 @@ class World(Protocol):
     Attributes:
       name: of the world, and of its folder.
       media: folder of the raw media, with a manifest.json of their sums.
-      voice: the voice that answers; the others are only listened to.
+      voices: those that speak in the "train" split.
+      voice: the one of them that answers; the others are only listened to.
     """
 
     name: str
     media: Path
+    voices: Sequence[str]
     voice: str
 
     def strings(self, split: str) -> list[str]:

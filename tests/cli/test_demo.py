@@ -22,7 +22,7 @@ class _Deaf:
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr("aromni_jax.cli.evaluate.make_judge", lambda name: _Deaf())
+    monkeypatch.setattr("aromni_jax.cli.evaluate.make_judge", lambda name, standard: _Deaf())
     few = functools.partial(held_out.Sizes, heard=4, seen=4, spoken=3, drawn=3, crossed=3, chats=2)
     monkeypatch.setattr(held_out, "Sizes", few)
 

@@ -12,6 +12,7 @@ from aromni_jax.evaluation.scores import (
     digit_words,
     edit_distance,
     exact_match,
+    plain_words,
     word_error_rate,
 )
 
@@ -43,6 +44,12 @@ quick = settings(max_examples=50, deadline=None)
 )
 def test_digit_words(text, expected):
     assert digit_words(text) == expected.split()
+
+
+def test_plain_words_leave_words_as_they_sound():
+    assert plain_words("Look at the Red apple, for 2!") == ["look", "at", "the", "red", "apple", "for", "two"]
+    assert word_error_rate(["give it to me"], ["Give it two me."], plain_words).value == 1 / 4
+    assert word_error_rate(["give it to me"], ["Give it two me."]).value == 0
 
 
 @quick

@@ -22,8 +22,8 @@ from PIL import Image
 
 from aromni_jax.errors import UserError
 from aromni_jax.worlds.media import read_json
+from aromni_jax.worlds.world import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PICTURE_SHAPE = (28, 56)
 TILE = 28
@@ -59,6 +59,7 @@ class NumbersWorld:
     """
 
     name: ClassVar[str] = "numbers"
+    voices: ClassVar[Sequence[str]] = ("hibari",)
     voice: ClassVar[str] = "hibari"
 
     media: Path

@@ -20,8 +20,8 @@ from PIL import Image, ImageEnhance
 from aromni_jax.errors import UserError
 from aromni_jax.worlds.media import read_json
 from aromni_jax.worlds.things import catalogue
+from aromni_jax.worlds.world import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000
 HOUSE_VOICE = "hibari"
 TRAIN_STYLES = ("fluent", "noto", "emojione")
 TEST_STYLES = ("twemoji",)

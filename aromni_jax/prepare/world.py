@@ -1,7 +1,8 @@
-"""The numbers world as a data set: media composed from recordings and drawings, made into examples of every task.
+"""A world as a data set: media composed from its recordings and drawings, made into examples of every task.
 
-An example pairs any utterance of its string with any picture of it. The train and test splits share no string,
-recording or drawing.
+What is given is spoken by any voice of the world; what is answered, by the one that answers. Pictures show what an item
+names (`World.naming`), so answers about a picture name it, and any picture of that goes with any utterance of the item.
+The train and test splits share no item, recording or drawing.
 """
 
 from __future__ import annotations
@@ -24,8 +25,7 @@ from aromni_jax.prepare.media import Codecs, EncodedMedia, progress_bar
 from aromni_jax.tasks.parts import Image, Part, Speech, Text
 from aromni_jax.tasks.prompts import PromptBuilder
 from aromni_jax.tasks.templates import TASK_KINDS
-from aromni_jax.worlds.numbers import NumbersWorld
-from aromni_jax.worlds.numbers.world import MEDIA
+from aromni_jax.worlds import World, load_world
 
 # Share of each task in the examples. Pictures take the most practice and the fewest tokens; a dialog takes the most.
 MIXTURE: Mapping[str, float] = {
@@ -39,19 +39,41 @@ MIXTURE: Mapping[str, float] = {
 }
 # Share of text_to_image without a prompt: what guidance subtracts (the unconditional branch, SPEC 6.7).
 UNCONDITIONAL = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a data set of a world is made of where nothing else is asked for.
+
+    Attributes:
+      examples: of the train split, shared out by the mixture.
+      held_out: of the test split, the same number for each task.
+      sequence_length: tokens of a packed row, and the longest example.
+    """
+
+    examples: int = 80_000
+    held_out: int = 420
+    sequence_length: int = 256
+
+
+# Sentences are longer than numbers, and there are more of them.
+SIZES: Mapping[str, Sizes] = {"numbers": Sizes(), "things": Sizes(160_000, 840, 512)}
 _RECIPE = 1  # raise it when the same request gives other records
+# Their examples take turns over what the items name, not over all that is said of it.
+_OF_THINGS = ("image_caption", "text_to_image", "image_to_speech")
 _EXAMPLES_PER_UTTERANCE = 6
 _EXAMPLES_PER_PICTURE = 2
 _CHAT_TRIES = 8
 
 
-def prepare_numbers(
+def prepare_world(
+    world: World | str,
     out_dir: str | os.PathLike[str],
     *,
-    examples: int = 80_000,
-    held_out: int = 420,
+    examples: int | None = None,
+    held_out: int | None = None,
     seed: int = 0,
-    sequence_length: int = 256,
+    sequence_length: int | None = None,
     template: str = "brief",
     mixture: Mapping[str, float] = MIXTURE,
     codecs: Codecs | None = None,
@@ -63,25 +85,29 @@ def prepare_numbers(
     Nothing stands in `out_dir` before all of it is there; an interrupted preparation starts again.
 
     Args:
-      examples: of the train split, shared out by `mixture`.
-      held_out: of the test split, the same number for each task.
-      sequence_length: tokens of a packed row, and the longest example.
+      world: or the name of a shipped one.
+      examples, held_out, sequence_length: see `Sizes`; None = the world's own.
       mixture: task -> share of the examples; tasks that are not named are left out.
       codecs: None = those shipped with the world.
       force: replace a data set that was made otherwise.
 
     Raises:
-      UserError: bad arguments, something else in `out_dir`, a full disk, broken media.
+      UserError: no such world, bad arguments, something else in `out_dir`, a full disk, broken media.
     """
     out_dir = pathlib.Path(out_dir)
     mixture = _checked_mixture(mixture)
+    world = load_world(world) if isinstance(world, str) else world
+    sizes = SIZES.get(world.name, Sizes())
+    examples = sizes.examples if examples is None else examples
+    held_out = sizes.held_out if held_out is None else held_out
+    sequence_length = sizes.sequence_length if sequence_length is None else sequence_length
     if min(examples, held_out) < len(mixture):
         raise UserError(f"{examples} and {held_out} examples are too few for {len(mixture)} tasks")
-    codecs = codecs or Codecs.load("numbers")
+    codecs = codecs or Codecs.load(world.name)
     request = {
-        "world": "numbers",
+        "world": world.name,
         "recipe": _RECIPE,
-        "media": hashlib.sha256((MEDIA / "manifest.json").read_bytes()).hexdigest()[:16],
+        "media": hashlib.sha256((world.media / "manifest.json").read_bytes()).hexdigest()[:16],
         "codecs": codecs.fingerprints,
         "examples": examples,
         "held_out": held_out,
@@ -94,7 +120,6 @@ def prepare_numbers(
     if made:
         return made
     started = time.perf_counter()
-    world = NumbersWorld.load()
     builder = PromptBuilder(codecs.vocabulary, codecs.text, template)
     counts = {"train": _counts(mixture, examples), "test": _counts(dict.fromkeys(mixture, 1.0), held_out)}
     statistics: dict[str, Any] = {}
@@ -144,7 +169,7 @@ def prepare_numbers(
 def _checked_mixture(mixture: Mapping[str, float]) -> dict[str, float]:
     for task, share in mixture.items():
         if task not in MIXTURE:
-            raise UserError(f"mixture: unknown task {task!r}; the numbers world has {', '.join(MIXTURE)}")
+            raise UserError(f"mixture: unknown task {task!r}; a world has {', '.join(MIXTURE)}")
         if not share >= 0:
             raise UserError(f"mixture: the share of {task} is {share}; it must be 0 or more")
     kept = {task: float(share) for task, share in mixture.items() if share > 0}
@@ -161,48 +186,57 @@ def _counts(shares: Mapping[str, float], total: int) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMaker:
-    """Training examples of every task from encoded media; strings take turns."""
+    """Training examples of every task from encoded media; items take turns."""
 
-    world: NumbersWorld
+    world: World
     media: EncodedMedia
     builder: PromptBuilder
     longest: int
     rng: np.random.Generator
 
     def record(self, task: str, number: int, split: str) -> Record:
-        """The example of that number; its id names split, task, number and string."""
-        which = number % len(self.media.strings)
-        string = self.media.strings[which]
+        """The example of that number; its id names split, task, number and item."""
+        items = self.media.things if task in _OF_THINGS else self.media.strings
+        string = items[number % len(items)]
         if task == "chat":
-            tokens, response_length = self._chat(which)
+            tokens, response_length = self._chat(string)
         elif task == "text_to_image" and self.rng.random() < UNCONDITIONAL:
-            answer = self.builder.answer(task, [self.media.picture(which, self.rng)])
+            answer = self.builder.answer(task, [self.media.picture(string, self.rng)])
             tokens, response_length = [self.builder.vocabulary.bos, *answer], len(answer) - 1
         else:
             given, wanted = TASK_KINDS[task]
-            parts = self._parts(which)
+            parts = self._heard(string) if given is Speech else self._said(string)
             tokens, response_length = self.builder.example(task, [parts[given]], [parts[wanted]])
         name = f"{split}/{task}/{number}/{string}"
         return Record.checked(tokens, task, response_length, name, self.builder.vocabulary, name)
 
-    def _parts(self, which: int) -> dict[type, Part]:
-        """The string as text, as some utterance and as some picture."""
-        text = Text(self.world.text(self.media.strings[which]))
-        return {Text: text, Speech: self.media.utterance(which, self.rng), Image: self.media.picture(which, self.rng)}
+    def _heard(self, string: str) -> dict[type, Part]:
+        """The item as text, as some utterance of any voice, and some picture of what it names."""
+        return self._parts(string, self.media.heard(string, self.rng))
 
-    def _chat(self, which: int) -> tuple[list[int], int]:
+    def _said(self, string: str) -> dict[type, Part]:
+        """The same of an item or a thing, spoken by the voice that answers."""
+        return self._parts(string, self.media.said(string, self.rng))
+
+    def _parts(self, string: str, speech: Speech) -> dict[type, Part]:
+        picture = self.media.picture(self.world.naming(string), self.rng)
+        return {Text: Text(self.world.text(string)), Speech: speech, Image: picture}
+
+    def _chat(self, string: str) -> tuple[list[int], int]:
         """A dialog of one turn or two.
 
-        A number is said, and comes back as echo, text, speech and picture; one is shown, and comes back as text and
-        speech. Media are drawn again until the dialog fits a row; if they do not in a few tries, a turn has to do.
+        Something is said, and comes back as echo; the answer names what it is about in text and speech, and draws it.
+        Then something is shown, and comes back as text and speech. Media are drawn again until the dialog fits a row;
+        if they do not in a few tries, a turn has to do.
         """
         turns: list[tuple[Sequence[Part], Sequence[Part]]] = []
         wanted = slice(*((0, 1), (1, 2), (0, 2), (0, 2))[self.rng.integers(4)])
         for _ in range(_CHAT_TRIES):
-            other = int(self.rng.integers(len(self.media.strings)))
-            said, answered, shown, told = (self._parts(string) for string in (which, which, other, other))
+            other = self.media.things[int(self.rng.integers(len(self.media.things)))]
+            heard, answered = self._heard(string), self._said(self.world.naming(string))
+            shown, told = self._said(other), self._said(other)
             turns = [
-                ([said[Speech]], [said[Text], answered[Text], answered[Speech], answered[Image]]),
+                ([heard[Speech]], [heard[Text], answered[Text], answered[Speech], answered[Image]]),
                 ([shown[Image]], [shown[Text], told[Text], told[Speech]]),
             ]
             example = self.builder.chat_example(turns[wanted])
