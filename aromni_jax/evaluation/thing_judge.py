@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 from PIL import Image
 
@@ -11,7 +10,7 @@ from aromni_jax.evaluation.judges import _module
 from aromni_jax.worlds.things import ThingsWorld
 
 _SEED = 7
-_DRAWINGS = 60  # changed a little each, per thing
+_DRAWINGS = 24  # changed a little each, per thing
 _SIDE = 64  # pixels of a picture after the thing in it is brought to one size
 _CELL = 8  # pixels per side of the cells that edges and colours are counted in
 _ANGLES = 9

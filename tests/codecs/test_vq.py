@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from aromni_jax.codecs import vq
-from aromni_jax.codecs.fit import FitConfig, Hint, Phase, Task, fit, make_step
+from aromni_jax.codecs.fit import Critic, FitConfig, Hint, Phase, Task, fit, make_step
 from aromni_jax.errors import UserError
 
 
@@ -98,7 +98,7 @@ class Line(nnx.Module):
         self.outward = nnx.Linear(2, 8, rngs=rngs)
 
 
-def _lines(hint=None):
+def _lines(hint=None, critic=None):
     rng = np.random.default_rng(0)
     points = rng.normal(size=(4, 8)).astype(np.float32) * 2
 
@@ -112,8 +112,11 @@ def _lines(hint=None):
         codes=4,
         encoder=frozenset({"inward"}),
         encode=lambda net, batch: (net.inward(batch["x"]), jnp.ones(64)),
-        loss=lambda net, z, batch: jnp.mean((net.outward(z) - batch["x"]) ** 2),
+        decode=lambda net, z, batch: net.outward(z),
+        real=lambda batch: batch["x"],
+        loss=lambda made, real, batch: jnp.mean((made - real) ** 2),
         hint=hint,
+        critic=critic,
     )
     return task, batches()
 
@@ -156,7 +159,7 @@ def test_a_hint_reaches_the_encoder():
         weight=1.0,
     )
     task, batches = _lines(hint)
-    task = dataclasses.replace(task, loss=lambda net, z, batch: 0.0)
+    task = dataclasses.replace(task, loss=lambda made, real, batch: 0.0)
     optimizer = optax.sgd(1e-2)
     params = {"net": vq.init(task.build, 0), "hint": vq.init(hint.build, 1)}
     before = jax.tree.map(np.array, params)
@@ -166,3 +169,42 @@ def test_a_hint_reaches_the_encoder():
     moved = np.abs(params["net"]["inward"]["kernel"] - before["net"]["inward"]["kernel"]).max()
     assert moved > 1e-4
     assert not _changed({"x": before["net"]["outward"]}, {"x": params["net"]["outward"]})
+
+
+def _contested(phase):
+    """One step in which only a critic has anything to say: {part: whether it moved}."""
+    critic = Critic(build=lambda rngs: nnx.Linear(8, 1, rngs=rngs), view=lambda x, batch: x, weight=1.0)
+    task, batches = _lines(critic=critic)
+    task = dataclasses.replace(task, loss=lambda made, real, batch: 0.0)
+    optimizer = optax.sgd(1e-2)
+    params = {"net": vq.init(task.build, 0), "critic": vq.init(critic.build, 1)}
+    before = jax.tree.map(np.array, params)
+    book = vq.codebook_state(jnp.eye(4, 2), 64.0)
+    batch = next(batches)
+    after, *_ = make_step(task, optimizer, 0.0)(params, optimizer.init(params), book, batch, jax.random.key(0), phase)
+    return before, jax.tree.map(np.array, after), batch
+
+
+def test_a_critic_teaches_the_decoder_while_it_settles_and_never_the_encoder():
+    for phase, moved in ((Phase.QUANTISED, set()), (Phase.SETTLED, {"outward"})):
+        before, after, _ = _contested(phase)
+        assert _changed(before["net"], after["net"]) == moved
+        assert _changed({"x": before["critic"]}, {"x": after["critic"]}) == ({"x"} if moved else set())
+
+
+def test_both_sides_of_the_contest_get_better_at_it():
+    before, after, batch = _contested(Phase.SETTLED)
+
+    def score(critic, x):
+        return float(np.mean(x @ critic["kernel"]))
+
+    def made(net):
+        z = batch["x"] @ net["inward"]["kernel"] + net["inward"]["bias"]
+        codes = np.eye(4, 2)[((z[:, None] - np.eye(4, 2)) ** 2).sum(-1).argmin(1)]
+        return codes @ net["outward"]["kernel"] + net["outward"]["bias"]
+
+    old, new = (
+        score(critic, batch["x"]) - score(critic, made(before["net"])) for critic in (before["critic"], after["critic"])
+    )
+    assert new > old  # the critic tells real from made better
+    assert score(before["critic"], made(after["net"])) > score(before["critic"], made(before["net"]))

@@ -98,10 +98,7 @@ def text_of(string: str) -> str:
 
 @cache
 def split() -> dict[str, tuple[str, ...]]:
-    """The strings of "train" (names, and some sentences of every thing) and of "test" (other sentences of them).
-
-    Sentences are dealt so that each is met about equally often, in training and in test.
-    """
+    """The strings of "train" (names, and some sentences of every thing) and of "test" (other sentences of them)."""
     rng = np.random.default_rng(SEED)
     parts: dict[str, list[str]] = {"train": [], "test": []}
     for thing in sorted(THINGS):

@@ -22,7 +22,7 @@ from aromni_jax.worlds.media import read_json
 from aromni_jax.worlds.things import catalogue
 from aromni_jax.worlds.world import SAMPLE_RATE
 
-HOUSE_VOICE = "hibari"
+VOICES = ("hibari", "joe", "slt", "rms")  # the first one answers
 TRAIN_STYLES = ("fluent", "noto", "emojione")
 TEST_STYLES = ("twemoji",)
 TILE = 96  # pixels of a drawing as it is stored
@@ -50,7 +50,8 @@ class ThingsWorld:
     """
 
     name: ClassVar[str] = "things"
-    voice: ClassVar[str] = HOUSE_VOICE
+    voices: ClassVar[Sequence[str]] = VOICES
+    voice: ClassVar[str] = VOICES[0]
 
     media: Path
     drawings: Mapping[str, Mapping[str, np.ndarray]]
