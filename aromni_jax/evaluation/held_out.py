@@ -23,18 +23,6 @@ Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Items per score; those of the held-out split take turns, and fewer than there are lie evenly among them."""
-
-    heard: int = 200
-    seen: int = 400
-    spoken: int = 100
-    drawn: int = 100
-    crossed: int = 60
-    chats: int = 40
-
-
-@dataclasses.dataclass(frozen=True)
 class Item:
     """One judged answer, for reports: what went in, what came out, what was expected and what the judge made of it.
 
@@ -57,7 +45,6 @@ def evaluate(
     judges: Sequence[SpeechJudge],
     image_judge: ImageJudge,
     *,
-    sizes: Sizes | None = None,
     seed: int = 0,
     say: Say = print,
 ) -> tuple[dict[str, Any], list[Item]]:
@@ -67,12 +54,10 @@ def evaluate(
       standard: what counts in this world.
       judges: recognisers of speech; the first one gives the headline figures.
       image_judge: who reads the pictures of this world.
-      sizes: None = the sizes of every published figure.
       say: takes a line per score.
     """
-    sizes = sizes or Sizes()
     run = _Run(assistant, world, standard, judges, image_judge, np.random.default_rng(seed), say)
-    scores: dict[str, Any] = {}
+    sizes, scores = standard.sizes, dict[str, Any]()
     scores["asr"] = run.hearing("speech_to_text", sizes.heard, split="test")
     for name, how in standard.hearing.items():
         scores[name] = run.hearing("speech_to_text", sizes.heard // 2, **how)
@@ -164,7 +149,7 @@ class _Run:
         return result
 
     def drawing(self, task: str, count: int) -> dict[str, Any]:
-        """Share of pictures, and of their words where they have several, that the image judge reads as asked."""
+        """Share of pictures, and of their marks where they have several, that the image judge reads as asked."""
         items = self._strings(count) if task.startswith("speech") else self._things(count)
         things = [self.world.naming(item) for item in items]
         inputs = self._inputs(task, items)
@@ -175,11 +160,11 @@ class _Run:
         read = self._read(codec.to_pil(np.stack([reply.answer.images[0].codes for reply in replies])))
         through = self._read(codec.to_pil(codec.encode(originals)))
         exact, others = self._share_read(things, read), {}
-        if self.standard.per_word:
-            others[self.standard.per_word] = self._share_of_words(things, read)
+        if self.standard.per_mark:
+            others[self.standard.per_mark] = self._share_of_marks(things, read)
         others["codec_exact"] = self._share_read(things, through).value
         judged = [" ".join(self.standard.words(got)) for got in read]
-        self._keep(task, [parts[0] for parts in inputs], replies, self._texts(things), judged)
+        self._keep(task, [parts[0] for parts in inputs], replies, self._marks(things), judged)
         self.say(f"{task}: read as asked {exact}, " + ", ".join(f"{k} {v:.1%}" for k, v in others.items()))
         return entry("exact", exact, **others)
 
@@ -194,22 +179,23 @@ class _Run:
         seconds = self.assistant.chats([history for _, history in firsts], [[part] for part in seen], options=brief)
         right: dict[str, list[bool]] = {}
 
-        def count_right(name: str, judged: str, item: str) -> None:
-            right.setdefault(name, []).append(words(judged) == words(self.world.text(item)))
+        def count_right(name: str, judged: str, expected: str) -> None:
+            right.setdefault(name, []).append(words(judged) == words(expected))
 
         for turn, replies, wanted in (("first", firsts, strings), ("second", seconds, shown)):
             for (reply, _), string in zip(replies, wanted, strict=True):
                 media, thing = self.assistant.media(reply), self.world.naming(string)
-                count_right(f"{turn}_transcript", media.transcript or "", string)
-                count_right(f"{turn}_text", media.text, thing)
+                named = self.world.text(thing)
+                count_right(f"{turn}_transcript", media.transcript or "", self.world.text(string))
+                count_right(f"{turn}_text", media.text, named)
                 heard_answer = "" if media.wave is None else self._heard(self.judges[0], media.wave)
-                count_right(f"{turn}_speech", heard_answer, thing)
+                count_right(f"{turn}_speech", heard_answer, named)
                 if turn == "first":
-                    count_right("first_picture", "".join(self._read(media.images[:1])), thing)
+                    count_right("first_picture", "".join(self._read(media.images[:1])), self._marks([thing])[0])
         for parts, replies, wanted in ((heard, firsts, strings), (seen, seconds, shown)):
             answers = [reply for reply, _ in replies]
-            named = self._texts([self.world.naming(string) for string in wanted])
-            self._keep("chat", parts, answers, named, [reply.answer.text for reply in answers])
+            texts = self._texts([self.world.naming(string) for string in wanted])
+            self._keep("chat", parts, answers, texts, [reply.answer.text for reply in answers])
         whole = bootstrap([float(all(parts)) for parts in zip(*right.values(), strict=True)], groups=strings)
         shares = {name: float(np.mean(values)) for name, values in right.items()}
         self.say(
@@ -229,16 +215,20 @@ class _Run:
     def _texts(self, strings: Sequence[str]) -> list[str]:
         return [self.world.text(string) for string in strings]
 
+    def _marks(self, things: Sequence[str]) -> list[str]:
+        """What pictures of the things show, in words."""
+        return [" ".join(self.standard.words(" ".join(self.world.marks(thing)))) for thing in things]
+
     def _share_read(self, things: Sequence[str], read: Sequence[str]) -> Estimate:
         words = self.standard.words
-        same = [words(text) == words(got) for text, got in zip(self._texts(things), read, strict=True)]
+        same = [words(marks) == words(got) for marks, got in zip(self._marks(things), read, strict=True)]
         return bootstrap([float(right) for right in same], groups=things)
 
-    def _share_of_words(self, things: Sequence[str], read: Sequence[str]) -> float:
-        """Of the words that things have and judges read in the same place."""
+    def _share_of_marks(self, things: Sequence[str], read: Sequence[str]) -> float:
+        """Of the marks that a picture has several of, and that a judge reads in the same place."""
         words = self.standard.words
-        pairs = [(words(text), words(got)) for text, got in zip(self._texts(things), read, strict=True)]
-        return float(np.mean([a == b for wanted, got in pairs for a, b in zip(wanted, got, strict=True)]))
+        pairs = [(words(marks), words(got)) for marks, got in zip(self._marks(things), read, strict=True)]
+        return float(np.mean([a == b for marks, got in pairs for a, b in zip(marks, got, strict=True)]))
 
     def _inputs(self, task: str, strings: Sequence[str]) -> list[list[Part]]:
         """What the task takes, made from held-out media."""

@@ -42,6 +42,9 @@ class World(Protocol):
         It need not be of the same split: a new sentence may speak of a known thing.
         """
 
+    def marks(self, string: str) -> Sequence[str]:
+        """What a reader of the item's picture finds from left to right; the same number for every item."""
+
     def utterance(self, string: str, rng: np.random.Generator, *, split: str, voice: str | None = None) -> np.ndarray:
         """The item spoken: float32 [n] in [-1, 1], 16 kHz mono; voice None = any that has said it."""
 
