@@ -2,7 +2,7 @@
 
 The codebook starts as the k-means of what the encoder says after a quarter of the steps, and then follows it by
 moving averages; the network learns through the straight-through estimator. At the end encoder and codebook stand
-still, and the decoder alone learns to make the best of the codes.
+still, and the decoder alone learns to make the best of the codes, against a critic if the task has one.
 """
 
 import dataclasses
@@ -58,22 +58,43 @@ class Hint:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Critic:
+    """A network that learns to tell decoded from real, and so teaches the decoder what a mean over guesses lacks.
+
+    Hinge losses (Lim and Ye 2017, arXiv 1705.02894); it takes part only while the decoder settles, so that the codes
+    do not depend on it.
+
+    Attributes:
+      build: makes its network, which maps what `view` gives to scores of any shape.
+      view: (decoded or real, batch) -> its input. weight: of its judgement in the decoder's loss.
+    """
+
+    build: Callable[[nnx.Rngs], nnx.Module]
+    view: Callable[[jax.Array, Batch], jax.Array]
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """What is fitted.
 
     Attributes:
       build: makes the network. codes: size of the codebook. encoder: its attributes that make up the encoder.
       encode: (network, batch) -> vectors [..., e] and, of the same shape without e, 1 where a vector counts.
-      loss: (network, vectors, batch) -> scalar.
-      hint: a reader; it is no part of the result.
+      decode: (network, vectors, batch) -> what the decoder makes. real: (batch) -> what it should have made.
+      loss: (decoded, real, batch) -> scalar.
+      hint, critic: no part of the result.
     """
 
     build: Callable[[nnx.Rngs], nnx.Module]
     codes: int
     encoder: frozenset[str]
     encode: Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
-    loss: Callable[[Any, jax.Array, Batch], jax.Array]
+    decode: Callable[[Any, jax.Array, Batch], jax.Array]
+    real: Callable[[Batch], jax.Array]
+    loss: Callable[[jax.Array, jax.Array, Batch], jax.Array]
     hint: Hint | None = None
+    critic: Critic | None = None
 
 
 class Phase(enum.Enum):
@@ -102,8 +123,9 @@ def fit(task: Task, batches: Iterator[Batch], config: FitConfig) -> tuple[vq.Par
         return task.encode(vq.with_params(task.build, params["net"]), batch)
 
     params = {"net": vq.init(task.build, config.seed)}
-    if task.hint:
-        params["hint"] = vq.init(task.hint.build, config.seed + 1)
+    for number, (name, helper) in enumerate((("hint", task.hint), ("critic", task.critic)), start=1):
+        if helper:
+            params[name] = vq.init(helper.build, config.seed + number)
     moments, losses = optimizer.init(params), []
     book: vq.Params | None = None
     keys = iter(jax.random.split(jax.random.key(config.seed), config.steps + 1))
@@ -123,7 +145,7 @@ def fit(task: Task, batches: Iterator[Batch], config: FitConfig) -> tuple[vq.Par
 def make_step(task: Task, optimizer: optax.GradientTransformation, commitment: float) -> Callable[..., tuple]:
     """One step: (params, moments, codebook averages or None, batch, key, phase) -> the first three anew, and the loss.
 
-    `params` is {"net": ..., "hint": ... where the task has one}.
+    `params` is {"net": ..., and "hint" and "critic" where the task has them}.
     """
 
     def total_loss(
@@ -141,7 +163,10 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, commitment: f
             quantised = codebook_ke[codes]
             loss = commitment * jnp.sum(weights * (z - jax.lax.stop_gradient(quantised)) ** 2) / z.shape[-1]
             codes, decoded = jnp.where(counts > 0, codes, -1), vq.straight_through(z, quantised)
-        loss += task.loss(net, decoded, batch)
+        made, real = task.decode(net, decoded, batch), task.real(batch)
+        loss += task.loss(made, real, batch)
+        if task.critic and phase is Phase.SETTLED:
+            loss += _contest(task.critic, params["critic"], made, real, batch)
         if task.hint and phase is not Phase.SETTLED:
             loss += task.hint.weight * task.hint.loss(vq.with_params(task.hint.build, params["hint"]), decoded, batch)
         return loss, (z.reshape(-1, z.shape[-1]), codes.reshape(-1))
@@ -163,6 +188,17 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, commitment: f
         return optax.apply_updates(params, updates), moments, book, loss
 
     return run_step
+
+
+def _contest(critic: Critic, params: vq.Params, made: jax.Array, real: jax.Array, batch: Batch) -> jax.Array:
+    """Hinge losses of both sides; neither's gradient reaches the other's parameters."""
+
+    def score(values: vq.Params, picture: jax.Array) -> jax.Array:
+        return vq.with_params(critic.build, values)(critic.view(picture, batch))
+
+    frozen = jax.lax.stop_gradient
+    told = jnp.mean(jax.nn.relu(1 - score(params, real))) + jnp.mean(jax.nn.relu(1 + score(params, frozen(made))))
+    return told - critic.weight * jnp.mean(score(frozen(params), made))
 
 
 def _first_codebook(

@@ -9,36 +9,38 @@ from aromni_jax.codecs.image import ImageCodec
 from aromni_jax.codecs.small_speech import log_magnitude, log_mel
 from aromni_jax.codecs.speech import SpeechCodec
 from aromni_jax.codecs.text import TextCodec
+from aromni_jax.worlds import World
 
-World = Any
 _SEED = 1234
+_SAMPLES = 5
 
 
 def image_figures(codec: ImageCodec, world: World, count: int = 256) -> tuple[dict[str, Any], np.ndarray]:
     """PSNR (dB, of brightness 0..1, over all pixels) and use of codes on held-out pictures, and a contact sheet.
 
-    The sheet, uint8 [H, W]: columns of pairs, the picture above what the codec makes of it.
+    The sheet, uint8 [H, W] or [H, W, 3]: columns of pairs, the picture above what the codec makes of it.
     """
-    image_bhw = held_out_pictures(world, count)
-    codes = codec.encode(image_bhw)
-    back_bhw = np.round((codec.decode(codes)[..., 0] + 1) * 127.5).astype(np.uint8)
+    images = held_out_pictures(world, count)
+    codes = codec.encode(images)
+    back = np.round((codec.decode(codes) + 1) * 127.5).astype(np.uint8).reshape(images.shape)
     figures = {
         "tokens": codec.tokens_per_image,
         "codes": codec.num_codes,
-        "psnr_db": round(psnr(image_bhw, back_bhw), 2),
+        "psnr_db": round(psnr(images, back), 2),
         "perplexity": round(vq.perplexity(codes, codec.num_codes), 1),
         "pictures": count,
     }
-    pairs = np.concatenate([image_bhw, back_bhw], axis=1)[:32]
-    pairs = np.pad(pairs, ((0, 0), (1, 1), (1, 1)), constant_values=96)
+    pairs = np.concatenate([images, back], axis=1)[:32]
+    rim = ((0, 0), (1, 1), (1, 1), (0, 0))[: pairs.ndim]
+    pairs = np.pad(pairs, rim, constant_values=96)
     rows = [np.concatenate(list(pairs[start : start + 8]), axis=1) for start in range(0, len(pairs) // 8 * 8, 8)]
     return figures, np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1)
 
 
 def held_out_pictures(world: World, count: int) -> np.ndarray:
-    """uint8 [count, H, W] from held-out drawings and strings, always the same ones."""
+    """uint8 [count, H, W(, 3)] from held-out drawings and strings, always the same ones."""
     rng = np.random.default_rng(_SEED)
-    strings = world.strings("test")
+    strings = list(dict.fromkeys(map(world.naming, world.strings("test"))))
     return np.stack([world.picture(strings[i % len(strings)], rng, split="test") for i in range(count)])
 
 
@@ -48,18 +50,29 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-12)))
 
 
-def speech_figures(codec: SpeechCodec, world: World, count: int = 64) -> dict[str, Any]:
-    """Distance of log-mel values (dB, mean of absolute differences) and use of codes on held-out utterances."""
+def speech_figures(codec: SpeechCodec, world: World, count: int = 64) -> tuple[dict[str, Any], np.ndarray]:
+    """Distance of log-mel values (dB, mean of absolute differences) and use of codes on held-out utterances.
+
+    And float32 [n] to listen to: some utterances, each followed by what the codec makes of it.
+    """
     waves = held_out_utterances(world, count)
     codes, back = round_trip(codec, waves)
     distance = np.mean([mel_distance(codec, *pair) for pair in zip(waves, back, strict=True)])
-    return {
+    figures = {
         "tokens_per_second": codec.tokens_per_second,
         "codes": codec.num_codes,
         "mel_distance_db": round(float(distance), 2),
         "perplexity": round(vq.perplexity(np.concatenate(codes), codec.num_codes), 1),
         "utterances": count,
     }
+    pause = np.zeros(codec.sample_rate // 4, np.float32)
+    heard = [
+        piece
+        for pair in zip(waves[:_SAMPLES], back[:_SAMPLES], strict=True)
+        for wave in pair
+        for piece in (wave, pause)
+    ]
+    return figures, np.concatenate(heard)
 
 
 def held_out_utterances(world: World, count: int) -> list[np.ndarray]:

@@ -149,7 +149,7 @@ class _Run:
         return result
 
     def drawing(self, task: str, count: int) -> dict[str, Any]:
-        """Share of pictures, and of their marks where they have several, that the image judge reads as asked."""
+        """Share of pictures, and of their words where they are read one by one, that the image judge reads as asked."""
         items = self._strings(count) if task.startswith("speech") else self._things(count)
         things = [self.world.naming(item) for item in items]
         inputs = self._inputs(task, items)
@@ -160,11 +160,11 @@ class _Run:
         read = self._read(codec.to_pil(np.stack([reply.answer.images[0].codes for reply in replies])))
         through = self._read(codec.to_pil(codec.encode(originals)))
         exact, others = self._share_read(things, read), {}
-        if self.standard.per_mark:
-            others[self.standard.per_mark] = self._share_of_marks(things, read)
+        if self.standard.per_word:
+            others[self.standard.per_word] = self._share_of_words(things, read)
         others["codec_exact"] = self._share_read(things, through).value
         judged = [" ".join(self.standard.words(got)) for got in read]
-        self._keep(task, [parts[0] for parts in inputs], replies, self._marks(things), judged)
+        self._keep(task, [parts[0] for parts in inputs], replies, self._texts(things), judged)
         self.say(f"{task}: read as asked {exact}, " + ", ".join(f"{k} {v:.1%}" for k, v in others.items()))
         return entry("exact", exact, **others)
 
@@ -191,7 +191,7 @@ class _Run:
                 heard_answer = "" if media.wave is None else self._heard(self.judges[0], media.wave)
                 count_right(f"{turn}_speech", heard_answer, named)
                 if turn == "first":
-                    count_right("first_picture", "".join(self._read(media.images[:1])), self._marks([thing])[0])
+                    count_right("first_picture", "".join(self._read(media.images[:1])), named)
         for parts, replies, wanted in ((heard, firsts, strings), (seen, seconds, shown)):
             answers = [reply for reply, _ in replies]
             texts = self._texts([self.world.naming(string) for string in wanted])
@@ -215,20 +215,16 @@ class _Run:
     def _texts(self, strings: Sequence[str]) -> list[str]:
         return [self.world.text(string) for string in strings]
 
-    def _marks(self, things: Sequence[str]) -> list[str]:
-        """What pictures of the things show, in words."""
-        return [" ".join(self.standard.words(" ".join(self.world.marks(thing)))) for thing in things]
-
     def _share_read(self, things: Sequence[str], read: Sequence[str]) -> Estimate:
         words = self.standard.words
-        same = [words(marks) == words(got) for marks, got in zip(self._marks(things), read, strict=True)]
+        same = [words(text) == words(got) for text, got in zip(self._texts(things), read, strict=True)]
         return bootstrap([float(right) for right in same], groups=things)
 
-    def _share_of_marks(self, things: Sequence[str], read: Sequence[str]) -> float:
-        """Of the marks that a picture has several of, and that a judge reads in the same place."""
+    def _share_of_words(self, things: Sequence[str], read: Sequence[str]) -> float:
+        """Of the words that a judge reads in the same place."""
         words = self.standard.words
-        pairs = [(words(marks), words(got)) for marks, got in zip(self._marks(things), read, strict=True)]
-        return float(np.mean([a == b for marks, got in pairs for a, b in zip(marks, got, strict=True)]))
+        pairs = [(words(text), words(got)) for text, got in zip(self._texts(things), read, strict=True)]
+        return float(np.mean([a == b for wanted, got in pairs for a, b in zip(wanted, got, strict=True)]))
 
     def _inputs(self, task: str, strings: Sequence[str]) -> list[list[Part]]:
         """What the task takes, made from held-out media."""

@@ -18,7 +18,7 @@ class ImageJudge(Protocol):
     """Something that says what a picture shows."""
 
     def read(self, picture: np.ndarray) -> str:
-        """The marks of a picture (`World.marks`); uint8 [h, w] or [h, w, 3], as the pictures of the world are."""
+        """What a picture of the world, uint8 [h, w] or [h, w, 3], shows: the words of its naming item."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Standard:
       held_out: what the scores are of, a sentence.
       sizes: of every published figure.
       hearing: further tests of hearing, score -> how `World.utterance` makes their speech.
-      per_mark: name of the share of single marks that are read as asked, where a picture has several.
+      per_word: name of the share of words that are read as asked, for pictures that are read word by word.
       chat_text, chat_speech: room for several times a right answer in a dialog (`Options.max_text`, `max_speech`).
       demo_seconds: what a demo on two cores takes at most, if it is promised.
     """
@@ -59,7 +59,7 @@ class Standard:
     held_out: str
     sizes: Sizes = Sizes()
     hearing: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
-    per_mark: str | None = None
+    per_word: str | None = None
     chat_text: int = 16
     chat_speech: int = 128
     demo_seconds: float | None = None
@@ -82,7 +82,7 @@ STANDARDS: Mapping[str, Standard] = {
             "asr_held_out_speed": {"split": "fast"},
             "asr_held_out_voice": {"split": "test", "voice": "allison"},
         },
-        per_mark="per_digit",
+        per_word="per_digit",
         demo_seconds=15 * 60.0,
     ),
     "things": Standard(

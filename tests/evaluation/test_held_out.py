@@ -52,7 +52,7 @@ class Eye:
 
     def read(self, picture):
         assert picture.shape == (16, 16, 3) and picture.dtype == np.uint8
-        return THINGS[BarCodec().encode(picture[None])[0][0]]
+        return f"a {THINGS[BarCodec().encode(picture[None])[0][0]]}"
 
 
 @dataclasses.dataclass

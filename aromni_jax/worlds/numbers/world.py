@@ -9,7 +9,6 @@ recordings of a real person).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,8 +21,9 @@ import soxr
 from PIL import Image
 
 from aromni_jax.errors import UserError
+from aromni_jax.worlds.media import read_json
+from aromni_jax.worlds.world import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PICTURE_SHAPE = (28, 56)
 TILE = 28
@@ -192,7 +192,7 @@ def _warped(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _load(media: Path) -> NumbersWorld:
     clips: dict[tuple[str, str], list[list[Clip]]] = {}
     recordings_file = media / "speech" / "hibari" / "recordings.json"
-    for name, entry in _read_json(recordings_file).items():
+    for name, entry in read_json(recordings_file, _REPAIR).items():
         try:
             digit, part, rate = int(entry["digit"]), str(entry["part"]), float(entry["rate"])
         except (KeyError, TypeError, ValueError) as error:
@@ -201,18 +201,9 @@ def _load(media: Path) -> NumbersWorld:
         by_digit[digit].append(Clip(_read_clip(recordings_file.with_name(name)), rate))
     allison = [[Clip(_read_clip(media / f"speech/allison/{digit}.flac"), 1.0)] for digit in range(10)]
     clips["allison", "test"] = allison
-    labels = _read_json(media / "drawings" / "labels.json")
+    labels = read_json(media / "drawings" / "labels.json", _REPAIR)
     drawings = {part: _read_atlas(media / f"drawings/{part}.png", labels[part]) for part in labels}
-    return NumbersWorld(media, _read_json(media / "split.json"), clips, drawings)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): build the media again or reinstall") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}): {_REPAIR}") from error
+    return NumbersWorld(media, read_json(media / "split.json", _REPAIR), clips, drawings)
 
 
 def _read_clip(path: Path) -> np.ndarray:

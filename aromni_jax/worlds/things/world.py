@@ -1,0 +1,198 @@
+"""The things world: pictures in several styles, sentences in several voices.
+
+The "test" split speaks sentences that "train" does not have, in the same voices, and draws every thing in a style of
+which training has not seen a single picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import soundfile
+import soxr
+from PIL import Image, ImageEnhance
+
+from aromni_jax.errors import UserError
+from aromni_jax.worlds.media import read_json
+from aromni_jax.worlds.things import catalogue
+from aromni_jax.worlds.world import SAMPLE_RATE
+
+HOUSE_VOICE = "hibari"
+OTHER_VOICES = ("joe", "slt", "rms")
+TRAIN_STYLES = ("fluent", "noto", "emojione")
+TEST_STYLES = ("twemoji",)
+TILE = 96  # pixels of a drawing as it is stored
+TILES_PER_ROW = 10
+SIDE = 64  # pixels of a picture
+MEDIA = Path(__file__).parent / "media"
+
+EDGE_SECONDS = (0.04, 0.1)
+# Training only: speed by resampling (pitch moves with it) and loudness; place, size, angle and colours of a drawing.
+SPEED_FACTORS = (0.94, 1.06)
+GAIN_DB = (-6.0, 3.0)
+SCALE = (0.84, 1.04)
+SHIFT_PIXELS = 3.0
+ROTATION_DEGREES = 10.0
+COLOUR = (0.85, 1.15)
+
+_REPAIR = "build the media again or reinstall"
+
+
+@dataclass(frozen=True, eq=False)
+class ThingsWorld:
+    """Drawings by style and recordings by part and item, read once. Make one with `ThingsWorld.load()`.
+
+    drawings[style][thing] is uint8 [96, 96, 4] (RGBA); recordings[part][string][voice] is int16 [n] at 16 kHz.
+    """
+
+    name: ClassVar[str] = "things"
+    voices: ClassVar[Sequence[str]] = (HOUSE_VOICE, *OTHER_VOICES)
+    voice: ClassVar[str] = HOUSE_VOICE
+
+    media: Path
+    drawings: Mapping[str, Mapping[str, np.ndarray]]
+    recordings: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
+
+    @staticmethod
+    def load(media: Path | str = MEDIA) -> ThingsWorld:
+        """Reads the media folder (some seconds, 150 MB; kept for the process).
+
+        Raises UserError naming the file that is missing or broken.
+        """
+        return _load(Path(media))
+
+    def strings(self, split: str) -> list[str]:
+        """The items of "train" (every thing's name and eight sentences of it) or "test" (two other sentences)."""
+        parts = catalogue.split()
+        return list(parts[_known(split, parts, "split")])
+
+    def text(self, string: str) -> str:
+        """ "apple/3" -> "where is the apple"."""
+        thing, number = catalogue.thing_of(string), string.rpartition("/")[2]
+        if thing not in catalogue.THINGS or not number.isdecimal() or int(number) >= len(catalogue.SENTENCES):
+            raise UserError(f"{string!r}: items of this world are THING/SENTENCE, as in 'apple/3'")
+        return catalogue.text_of(string)
+
+    def naming(self, string: str) -> str:
+        """ "apple/3" -> "apple/0", whose text is "an apple"."""
+        return catalogue.string_of(catalogue.thing_of(string), 0)
+
+    def marks(self, string: str) -> Sequence[str]:
+        """ "apple/3" -> "apple"."""
+        return (catalogue.thing_of(string),)
+
+    def utterance(self, string: str, rng: np.random.Generator, *, split: str, voice: str | None = None) -> np.ndarray:
+        """The sentence spoken: float32 [n] in [-1, 1], 16 kHz mono, n about 0.6 to 3 s.
+
+        A random voice's recording in `split`, or that voice's; in "train" with a small change of speed and loudness.
+        Raises UserError on an unknown split, or if nobody has said it there.
+        """
+        by_string = self.recordings[_known(split, self.recordings, "split")]
+        by_voice = by_string.get(string, {})
+        voices = [voice] if voice else sorted(by_voice)
+        if not voices or voices[0] not in by_voice:
+            raise UserError(f"no recording of {string!r} in {split!r}{f' by {voice}' if voice else ''}")
+        wave = by_voice[voices[int(rng.integers(len(voices)))]].astype(np.float32) / 32768
+        if split == "train":
+            wave = soxr.resample(wave, SAMPLE_RATE, SAMPLE_RATE / rng.uniform(*SPEED_FACTORS), quality="MQ")
+            wave = wave * np.float32(10 ** (rng.uniform(*GAIN_DB) / 20))
+        edges = [np.zeros(int(rng.uniform(*EDGE_SECONDS) * SAMPLE_RATE), np.float32) for _ in range(2)]
+        return np.clip(np.concatenate([edges[0], wave, edges[1]]), -1.0, 1.0).astype(np.float32)
+
+    def picture(self, string: str, rng: np.random.Generator, *, split: str) -> np.ndarray:
+        """The thing that the item speaks of, drawn on white: uint8 [64, 64, 3].
+
+        "train": one of three styles, moved, turned, scaled, mirrored and recoloured a little. "test": another style,
+        as it is.
+        """
+        styles = {"train": TRAIN_STYLES, "test": TEST_STYLES}
+        style = styles[_known(split, styles, "split")][int(rng.integers(len(styles[split])))]
+        return drawn(self.drawings[style][catalogue.thing_of(string)], rng if split == "train" else None)
+
+
+def drawn(drawing_rgba: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """A drawing, uint8 [96, 96, 4], on white: uint8 [64, 64, 3]; changed a little where a generator is given."""
+    image = Image.fromarray(drawing_rgba).convert("RGBa")  # colours times opacity: edges mix without a dark rim
+    turn, zoom, shift = np.eye(2), 0.96, np.zeros(2)
+    if rng is not None:
+        angle = np.radians(rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES))
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        turn = turn @ np.diag([rng.choice([-1.0, 1.0]), 1.0])
+        zoom, shift = rng.uniform(*SCALE), rng.uniform(-SHIFT_PIXELS, SHIFT_PIXELS, size=2)
+    # PIL wants the map from result to source, on (x, y); twice the size first, and then a mean of 2 x 2 pixels.
+    matrix = turn * (TILE / (2 * SIDE * zoom))
+    offset = TILE / 2 - matrix @ (SIDE + 2 * shift)
+    coefficients = (*matrix[0], offset[0], *matrix[1], offset[1])
+    size = (2 * SIDE, 2 * SIDE)
+    image = image.transform(size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR)
+    image = image.reduce(2).convert("RGBA")
+    if rng is not None:
+        image = recoloured(image, rng)
+    picture = Image.new("RGBA", image.size, "white")
+    picture.alpha_composite(image)
+    return np.asarray(picture.convert("RGB"))
+
+
+def recoloured(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """An RGBA image with other tints, saturation, brightness and contrast, its opacity kept."""
+    *colours, opacity = image.split()
+    tinted = [
+        band.point([min(255, round(level * tint)) for level in range(256)])
+        for band, tint in zip(colours, rng.uniform(*COLOUR, size=3), strict=True)
+    ]
+    result = Image.merge("RGB", tinted)
+    for enhance in (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast):
+        result = enhance(result).enhance(rng.uniform(*COLOUR))
+    result.putalpha(opacity)
+    return result
+
+
+def _known(split: str, known: Any, what: str) -> str:
+    if split not in known:
+        raise UserError(f"{what} {split!r}: give one of {', '.join(known)}")
+    return split
+
+
+@cache
+def _load(media: Path) -> ThingsWorld:
+    things = sorted(catalogue.THINGS)
+    drawings = {style: _read_atlas(media / f"pictures/{style}.webp", things) for style in TRAIN_STYLES + TEST_STYLES}
+    recordings: dict[str, dict[str, dict[str, np.ndarray]]] = {"train": {}, "test": {}}
+    index = media / "speech" / "recordings.json"
+    for name, places in read_json(index, _REPAIR).items():
+        voice, _, part = name.rpartition("-")
+        wave = _read_wave(index.with_name(f"{name}.ogg"))
+        for string, start, length in places:
+            if start + length > len(wave):
+                raise UserError(f"{index}: {name}: {string} ends behind the end of the file: {_REPAIR}")
+            recordings[part].setdefault(string, {})[voice] = wave[start : start + length]
+    return ThingsWorld(media, drawings, recordings)
+
+
+def _read_wave(path: Path) -> np.ndarray:
+    try:
+        wave, rate = soundfile.read(path, dtype="int16")
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise UserError(f"{path}: cannot be read as audio: {_REPAIR}") from error
+    if rate != SAMPLE_RATE or wave.ndim != 1:
+        raise UserError(f"{path}: want mono at {SAMPLE_RATE} Hz, found shape {wave.shape} at {rate} Hz")
+    wave.flags.writeable = False
+    return wave
+
+
+def _read_atlas(path: Path, things: Sequence[str]) -> dict[str, np.ndarray]:
+    try:
+        grid = np.asarray(Image.open(path).convert("RGBA"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a picture: {_REPAIR}") from error
+    rows = -(-len(things) // TILES_PER_ROW)
+    if grid.shape != (rows * TILE, TILES_PER_ROW * TILE, 4):
+        raise UserError(f"{path}: {grid.shape} is no atlas of {len(things)} tiles of {TILE}x{TILE}: {_REPAIR}")
+    tiles = grid.reshape(rows, TILE, TILES_PER_ROW, TILE, 4).swapaxes(1, 2).reshape(-1, TILE, TILE, 4)
+    tiles.flags.writeable = False
+    return dict(zip(things, tiles, strict=False))
