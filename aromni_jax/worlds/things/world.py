@@ -23,7 +23,6 @@ from aromni_jax.worlds.things import catalogue
 from aromni_jax.worlds.world import SAMPLE_RATE
 
 HOUSE_VOICE = "hibari"
-OTHER_VOICES = ("joe", "slt", "rms")
 TRAIN_STYLES = ("fluent", "noto", "emojione")
 TEST_STYLES = ("twemoji",)
 TILE = 96  # pixels of a drawing as it is stored
@@ -51,7 +50,6 @@ class ThingsWorld:
     """
 
     name: ClassVar[str] = "things"
-    voices: ClassVar[Sequence[str]] = (HOUSE_VOICE, *OTHER_VOICES)
     voice: ClassVar[str] = HOUSE_VOICE
 
     media: Path
