@@ -9,14 +9,17 @@ from PIL import Image
 from aromni_jax.worlds import World
 
 THINGS = ("apple", "bell", "cat", "dog", "egg")
-SAID = {"train": ("", "look at the ", "here is a "), "test": ("where is the ",)}
+SAID = {"train": ("a ", "look at the ", "here is a "), "test": ("where is the ",)}
 COLOURS = {"train": (0, 1), "test": (2,)}  # the channel that a picture is drawn in
 PITCH = {"deep": 120, "high": 360}
 
 
 @dataclasses.dataclass(frozen=True)
 class SmallWorld:
-    """Item "cat/1" is "look at the cat"; "cat/0" only names it. The test split says a new sentence of known things."""
+    """Item "cat/1" is "look at the cat"; "cat/0", "a cat", only names it.
+
+    The test split says a new sentence of known things.
+    """
 
     media: pathlib.Path
     name: str = "small"
@@ -33,6 +36,9 @@ class SmallWorld:
 
     def naming(self, string):
         return string.split("/")[0] + "/0"
+
+    def marks(self, string):
+        return (string.split("/")[0],)
 
     def utterance(self, string, rng, *, split, voice=None):
         assert split == "test" or string in self.strings("train")

@@ -21,7 +21,7 @@ EXAMPLE = "aromni evaluate --model numbers --out runs/scores"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
-    parser.add_argument("--model", default="numbers", help="model or run folder, or a shipped one (default: numbers)")
+    parser.add_argument("--model", default="numbers", help="model or run folder, or a shipped one: numbers or things")
     parser.add_argument("--world", choices=WORLDS, help="where to judge it (default: where it was trained)")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="folder for scores.json and samples/")
     add_judge_arguments(parser)

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model to talk to; shared with `aromni chat`."""
-    parser.add_argument("--model", default="numbers", help="model of any format, or a shipped one (default: numbers)")
+    parser.add_argument("--model", default="numbers", help="model of any format, or a shipped one: numbers or things")
     parser.add_argument("--world", help="folder or name of the codecs, where the model does not say")
     parser.add_argument("--template", help="prompt template, where the model does not say: aromni or brief")
 

@@ -10,12 +10,15 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import TASKS, JointVocabulary, Modality
+
+if TYPE_CHECKING:
+    from aromni_jax.data import Manifest
 
 EXAMPLE = "aromni inspect runs/demo"
 
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="of a model: its next-token loss on this text under both norm orders",
     )
-    parser.add_argument("--world", default="numbers", help="whose text codec reads the text pieces (default: numbers)")
+    parser.add_argument("--world", help="whose text codec reads the text pieces (default: the data set's, or numbers)")
     parser.add_argument("--limit", type=int, default=5, metavar="N", help="records or rows to print (default: 5)")
 
 
@@ -51,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     path: pathlib.Path = args.path
     sound = True
     if path.suffix == ".json" and path.is_file():
-        lines, sound = _stream(path, _vocabulary(args.vocabulary, path), args.world)
+        lines, sound = _stream(path, _vocabulary(args.vocabulary, path), _world(args.world, path))
     elif path.is_file():
-        lines = _record_file(path, _vocabulary(args.vocabulary, path), args.world, args.limit)
+        lines = _record_file(path, _vocabulary(args.vocabulary, path), _world(args.world, path), args.limit)
     elif (path / "manifest.json").is_file():
         lines = _data_set(path)
     else:
@@ -212,14 +215,26 @@ def named_vocabulary(name: str) -> JointVocabulary:
 
 def _vocabulary(name: str | None, path: pathlib.Path) -> JointVocabulary:
     """The named one; without a name, that of the data set the file lies in."""
-    from aromni_jax.data import read_manifest
-
     if name is not None:
         return named_vocabulary(name)
-    for folder in path.absolute().parents:
-        if (folder / "manifest.json").is_file():
-            return read_manifest(folder).vocabulary
-    raise UserError(f"{path}: whose ids are these? Give --vocabulary aromni, or a model, run or data set folder")
+    if (manifest := _manifest_above(path)) is None:
+        raise UserError(f"{path}: whose ids are these? Give --vocabulary aromni, or a model, run or data set folder")
+    return manifest.vocabulary
+
+
+def _world(name: str | None, path: pathlib.Path) -> str:
+    """The named one; without a name, that of the data set the file lies in, or the numbers world."""
+    manifest = None if name else _manifest_above(path)
+    return name or (manifest.request.get("world") if manifest else None) or "numbers"
+
+
+def _manifest_above(path: pathlib.Path) -> Manifest | None:
+    """Of the data set that the file lies in, if it lies in one."""
+    from aromni_jax.data import read_manifest
+
+    folders = (folder for folder in path.absolute().parents if (folder / "manifest.json").is_file())
+    folder = next(folders, None)
+    return None if folder is None else read_manifest(folder)
 
 
 @functools.cache

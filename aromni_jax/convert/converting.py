@@ -33,8 +33,8 @@ SHARD_BYTES = 5 * 10**9  # the Hub's own habit
 def open_source(path: str | os.PathLike[str], vocabulary: JointVocabulary | None = None) -> Source:
     """Open a checkpoint of any format; which one is seen from its files, its keys and their ranks.
 
-    Known: the name of a shipped world ("numbers") for the model that comes with it; a model folder, a run or one of its
-    checkpoints; a Hugging Face folder in either layout; a Meta folder (`models/7b/...` and `tokenizer/` inside, or the
+    Known: the name of a world for the model that comes with it; a model folder, a run or one of its checkpoints; a
+    Hugging Face folder in either layout; a Meta folder (`models/7b/...` and `tokenizer/` inside, or the
     folder with params.json itself).
 
     Args:

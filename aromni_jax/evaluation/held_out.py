@@ -23,18 +23,6 @@ Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Items per score; those of the held-out split take turns, and fewer than there are lie evenly among them."""
-
-    heard: int = 200
-    seen: int = 400
-    spoken: int = 100
-    drawn: int = 100
-    crossed: int = 60
-    chats: int = 40
-
-
-@dataclasses.dataclass(frozen=True)
 class Item:
     """One judged answer, for reports: what went in, what came out, what was expected and what the judge made of it.
 
@@ -57,7 +45,6 @@ def evaluate(
     judges: Sequence[SpeechJudge],
     image_judge: ImageJudge,
     *,
-    sizes: Sizes | None = None,
     seed: int = 0,
     say: Say = print,
 ) -> tuple[dict[str, Any], list[Item]]:
@@ -67,12 +54,10 @@ def evaluate(
       standard: what counts in this world.
       judges: recognisers of speech; the first one gives the headline figures.
       image_judge: who reads the pictures of this world.
-      sizes: None = the sizes of every published figure.
       say: takes a line per score.
     """
-    sizes = sizes or Sizes()
     run = _Run(assistant, world, standard, judges, image_judge, np.random.default_rng(seed), say)
-    scores: dict[str, Any] = {}
+    sizes, scores = standard.sizes, dict[str, Any]()
     scores["asr"] = run.hearing("speech_to_text", sizes.heard, split="test")
     for name, how in standard.hearing.items():
         scores[name] = run.hearing("speech_to_text", sizes.heard // 2, **how)
@@ -164,7 +149,7 @@ class _Run:
         return result
 
     def drawing(self, task: str, count: int) -> dict[str, Any]:
-        """Share of pictures, and of their words where they have several, that the image judge reads as asked."""
+        """Share of pictures, and of their words where they are read one by one, that the image judge reads as asked."""
         items = self._strings(count) if task.startswith("speech") else self._things(count)
         things = [self.world.naming(item) for item in items]
         inputs = self._inputs(task, items)
@@ -194,22 +179,23 @@ class _Run:
         seconds = self.assistant.chats([history for _, history in firsts], [[part] for part in seen], options=brief)
         right: dict[str, list[bool]] = {}
 
-        def count_right(name: str, judged: str, item: str) -> None:
-            right.setdefault(name, []).append(words(judged) == words(self.world.text(item)))
+        def count_right(name: str, judged: str, expected: str) -> None:
+            right.setdefault(name, []).append(words(judged) == words(expected))
 
         for turn, replies, wanted in (("first", firsts, strings), ("second", seconds, shown)):
             for (reply, _), string in zip(replies, wanted, strict=True):
                 media, thing = self.assistant.media(reply), self.world.naming(string)
-                count_right(f"{turn}_transcript", media.transcript or "", string)
-                count_right(f"{turn}_text", media.text, thing)
+                named = self.world.text(thing)
+                count_right(f"{turn}_transcript", media.transcript or "", self.world.text(string))
+                count_right(f"{turn}_text", media.text, named)
                 heard_answer = "" if media.wave is None else self._heard(self.judges[0], media.wave)
-                count_right(f"{turn}_speech", heard_answer, thing)
+                count_right(f"{turn}_speech", heard_answer, named)
                 if turn == "first":
-                    count_right("first_picture", "".join(self._read(media.images[:1])), thing)
+                    count_right("first_picture", "".join(self._read(media.images[:1])), named)
         for parts, replies, wanted in ((heard, firsts, strings), (seen, seconds, shown)):
             answers = [reply for reply, _ in replies]
-            named = self._texts([self.world.naming(string) for string in wanted])
-            self._keep("chat", parts, answers, named, [reply.answer.text for reply in answers])
+            texts = self._texts([self.world.naming(string) for string in wanted])
+            self._keep("chat", parts, answers, texts, [reply.answer.text for reply in answers])
         whole = bootstrap([float(all(parts)) for parts in zip(*right.values(), strict=True)], groups=strings)
         shares = {name: float(np.mean(values)) for name, values in right.items()}
         self.say(
@@ -235,7 +221,7 @@ class _Run:
         return bootstrap([float(right) for right in same], groups=things)
 
     def _share_of_words(self, things: Sequence[str], read: Sequence[str]) -> float:
-        """Of the words that things have and judges read in the same place."""
+        """Of the words that a judge reads in the same place."""
         words = self.standard.words
         pairs = [(words(text), words(got)) for text, got in zip(self._texts(things), read, strict=True)]
         return float(np.mean([a == b for wanted, got in pairs for a, b in zip(wanted, got, strict=True)]))

@@ -18,7 +18,19 @@ class ImageJudge(Protocol):
     """Something that says what a picture shows."""
 
     def read(self, picture: np.ndarray) -> str:
-        """The words of what a picture names; uint8 [h, w] or [h, w, 3], as the pictures of the world are."""
+        """What a picture of the world, uint8 [h, w] or [h, w, 3], shows: the words of its naming item."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Items per score; those of the held-out split take turns, and fewer than there are lie evenly among them."""
+
+    heard: int = 200
+    seen: int = 400
+    spoken: int = 100
+    drawn: int = 100
+    crossed: int = 60
+    chats: int = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +44,9 @@ class Standard:
       picture_mode: of the pictures it reads, "L" or "RGB".
       bounds: what a demo promises of held-out items: most of asr and tts, least of caption and t2i.
       held_out: what the scores are of, a sentence.
+      sizes: of every published figure.
       hearing: further tests of hearing, score -> how `World.utterance` makes their speech.
-      per_word: the score of single words of a drawing, for pictures that are read word by word.
+      per_word: name of the share of words that are read as asked, for pictures that are read word by word.
       chat_text, chat_speech: room for several times a right answer in a dialog (`Options.max_text`, `max_speech`).
       demo_seconds: what a demo on two cores takes at most, if it is promised.
     """
@@ -44,6 +57,7 @@ class Standard:
     picture_mode: str
     bounds: Mapping[str, float]
     held_out: str
+    sizes: Sizes = Sizes()
     hearing: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     per_word: str | None = None
     chat_text: int = 16
@@ -79,6 +93,7 @@ STANDARDS: Mapping[str, Standard] = {
         bounds={"asr": 0.25, "tts": 0.25, "caption": 0.60, "t2i": 0.60},
         held_out="Every sentence here, and every style of drawing, was kept out of training, and out of the fitting of "
         "the codecs; the things are known ones, and so are the words that name them.",
+        sizes=Sizes(heard=240, seen=120, spoken=120, drawn=120),  # a thing has one drawing in the unseen style
         chat_text=48,
     ),
 }

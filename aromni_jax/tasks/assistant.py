@@ -63,7 +63,7 @@ class Assistant:
     def load(
         cls, path: str | os.PathLike[str], *, world: str | None = None, template: str | None = None, max_batch: int = 32
     ) -> Assistant:
-        """From a model folder, run folder or checkpoint; "numbers" is the model shipped with the package.
+        """From a model folder, run folder or checkpoint; "numbers" and "things" are shipped with the package.
 
         Args:
           world: folder or name of the codecs; None = what the model says it was trained in.

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from aromni_jax.errors import UserError
+from aromni_jax.worlds.world import SAMPLE_RATE
 
-SAMPLE_RATE = 16_000
 HIBARI = ("hibari-tts", "0.2.1")
 HIBARI_SHA256 = "49f2abbbe451c988e7448b5afa08c8a56410535ebb855c0e7d174275df5ca1f3"
 

@@ -1,13 +1,13 @@
 """The whole house in miniature: raw media, tokens, training, decoding, judging, report; and how it fails."""
 
-import functools
+import dataclasses
 import json
 
 import pytest
 
 from aromni_jax.cli.demo import losses_fall
 from aromni_jax.cli.main import main
-from aromni_jax.evaluation import held_out
+from aromni_jax.evaluation import standards
 
 
 class _Deaf:
@@ -23,8 +23,9 @@ class _Deaf:
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr("aromni_jax.cli.evaluate.make_judge", lambda name, standard: _Deaf())
-    few = functools.partial(held_out.Sizes, heard=4, seen=4, spoken=3, drawn=3, crossed=3, chats=2)
-    monkeypatch.setattr(held_out, "Sizes", few)
+    few = standards.Sizes(heard=4, seen=4, spoken=3, drawn=3, crossed=3, chats=2)
+    numbers = dataclasses.replace(standards.STANDARDS["numbers"], sizes=few)
+    monkeypatch.setitem(standards.STANDARDS, "numbers", numbers)
 
 
 def _demo(tmp_path, *more):

@@ -7,16 +7,15 @@ import pytest
 
 from aromni_jax.cli.evaluate import make_judge
 from aromni_jax.errors import UserError
-from aromni_jax.evaluation.held_out import Sizes, bounds_met, evaluate
+from aromni_jax.evaluation.held_out import bounds_met, evaluate
 from aromni_jax.evaluation.scores import plain_words
-from aromni_jax.evaluation.standards import STANDARDS, Standard, standard_of
+from aromni_jax.evaluation.standards import STANDARDS, Sizes, Standard, standard_of
 from aromni_jax.tasks.answers import Answer, to_media
 from aromni_jax.tasks.assistant import Reply
 from aromni_jax.tasks.parts import Image, Speech, Text
 from aromni_jax.worlds import WORLDS
 from tests.small_world import SAID, THINGS, BarCodec, ToneCodec, small_world
 
-SIZES = Sizes(heard=10, seen=5, spoken=5, drawn=5, crossed=5, chats=5)
 STANDARD = Standard(
     words=plain_words,
     speech_judges=("ear",),
@@ -24,6 +23,7 @@ STANDARD = Standard(
     picture_mode="RGB",
     bounds={"asr": 0.1, "tts": 0.1, "caption": 0.9, "t2i": 0.9},
     held_out="All of it.",
+    sizes=Sizes(heard=10, seen=5, spoken=5, drawn=5, crossed=5, chats=5),
     hearing={"asr_deep": {"split": "test", "voice": "deep"}},
 )
 
@@ -52,7 +52,7 @@ class Eye:
 
     def read(self, picture):
         assert picture.shape == (16, 16, 3) and picture.dtype == np.uint8
-        return THINGS[BarCodec().encode(picture[None])[0][0]]
+        return f"a {THINGS[BarCodec().encode(picture[None])[0][0]]}"
 
 
 @dataclasses.dataclass
@@ -78,18 +78,19 @@ class Knowing:
         said, thing = self._understood(part)
         if task == self.wrong:
             said, thing = "nothing at all", (thing + 1) % len(THINGS)
+        named = f"a {THINGS[thing]}"
         if task.endswith("to_image"):
             return (Image(np.array([thing, 0])),)
         if task.endswith("to_speech"):
-            return (Speech(np.array([1, thing, len(said) if task == "text_to_speech" else len(THINGS[thing])])),)
-        return (Text(said if task == "speech_to_text" else THINGS[thing]),)
+            return (Speech(np.array([1, thing, len(said if task == "text_to_speech" else named)])),)
+        return (Text(said if task == "speech_to_text" else named),)
 
     @staticmethod
     def _understood(part):
         if isinstance(part, Text):
             return part.text, THINGS.index(part.text.split()[-1])
         if isinstance(part, Image):
-            return THINGS[part.codes[0]], int(part.codes[0])
+            return f"a {THINGS[part.codes[0]]}", int(part.codes[0])
         return sentence(THINGS[part.codes[1]], part.codes[2]), int(part.codes[1])
 
     def chats(self, histories, parts, options):
@@ -97,7 +98,8 @@ class Knowing:
         turns = []
         for history, (part,) in zip(histories, parts, strict=True):
             said, thing = self._understood(part)
-            answer = [Text(said), Text(THINGS[thing]), Speech(np.array([1, thing, len(THINGS[thing])]))]
+            named = f"a {THINGS[thing]}"
+            answer = [Text(said), Text(named), Speech(np.array([1, thing, len(named)]))]
             answer += [Image(np.array([thing, 1]))] if isinstance(part, Speech) else []
             turns.append((self._reply(tuple(answer), said), [*history, 0]))
         return turns
@@ -113,7 +115,7 @@ class Knowing:
 def judged(tmp_path, wrong=""):
     assistant, ear = Knowing(wrong), Ear()
     world = small_world(tmp_path)
-    scores, items = evaluate(assistant, world, STANDARD, [ear], Eye(), sizes=SIZES, say=lambda line: None)
+    scores, items = evaluate(assistant, world, STANDARD, [ear], Eye(), say=lambda line: None)
     return assistant, ear, scores, items
 
 
@@ -132,7 +134,7 @@ def test_a_model_that_knows_the_world_gets_everything_right(tmp_path):
         if task == "text_to_speech":
             assert part.text in new
         elif task == "text_to_image":
-            assert part.text in THINGS
+            assert part.text.removeprefix("a ") in THINGS
         elif isinstance(part, Image):
             assert part.codes[1] == 2, "drawn in the style that training never has"
         else:

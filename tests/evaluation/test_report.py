@@ -36,6 +36,21 @@ def minimal_run(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("world", "ablations", "held_out"),
+    [
+        ("numbers", True, "out of the fitting of the codecs."),
+        ("things", False, "the things are known ones"),
+        ("../worlds/numbers", False, "Every item here was kept out of training."),
+    ],
+)
+def test_what_is_said_of_a_world_is_said_of_its_own_runs_only(minimal_run, world, ablations, held_out):
+    held = {"asr": {"wer": 0.1, "items": 2, "bound": 0.2}}
+    (minimal_run / "metrics.json").write_text(json.dumps({"recipe": {"world": world}, "held_out": held}))
+    page = report.write_report(minimal_run).read_text()
+    assert ("The same budget for every row" in page) == ablations and held_out in page
+
+
 def with_samples(run, *records):
     (run / "samples").mkdir(exist_ok=True)
     (run / "samples" / "samples.json").write_text(json.dumps(records))

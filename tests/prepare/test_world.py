@@ -347,14 +347,14 @@ def test_dialogs_of_sentences_echo_them_and_name_the_thing(small, fake_codecs):
             if len(media[0]) == 3:
                 heard, answer, picture = media[:3]
                 thing = string.split("/")[0]
-                assert turns[0] == [world.text(string), thing]
+                assert turns[0] == [world.text(string), f"a {thing}"]
                 assert heard[1:] == [THINGS.index(thing), len(world.text(string))]
-                assert answer == [1, THINGS.index(thing), len(thing)] and picture[0] == THINGS.index(thing)
+                assert answer == [1, THINGS.index(thing), len(thing) + 2] and picture[0] == THINGS.index(thing)
                 media, turns = media[3:], turns[1:]
                 shapes["first"] += 1
             if media:
                 (thing, _), told = media
-                assert turns == [[THINGS[thing]] * 2] and told == [1, thing, len(THINGS[thing])]
+                assert turns == [["a " + THINGS[thing]] * 2] and told == [1, thing, len(THINGS[thing]) + 2]
                 shapes["second"] += 1
     assert min(shapes["first"], shapes["second"]) > 5
 
