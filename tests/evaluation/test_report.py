@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aromni_jax.errors import UserError
-from aromni_jax.evaluation import report, report_charts, report_figures, report_samples, report_scores
+from aromni_jax.evaluation import report, report_charts, report_figures, report_media, report_samples, report_scores
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_run import write_fake_run
@@ -317,14 +317,14 @@ def test_buckets_keep_the_range_and_the_mean(values):
 def test_spectrogram_shows_the_pitch_of_a_tone():
     t = np.arange(16_000) / 16_000
     rows = [
-        report_samples.mel_spectrogram(np.sin(2 * np.pi * hertz * t)).mean(axis=1).argmax() for hertz in (300, 3000)
+        report_media.mel_decibels(np.sin(2 * np.pi * hertz * t), 16_000).mean(axis=1).argmax() for hertz in (300, 3000)
     ]
     assert rows[0] > rows[1]  # low pitch lies below
 
 
 @pytest.mark.parametrize("samples", [1, 100, 16_000, 400_000])
 def test_spectrogram_of_any_length(samples):
-    picture = report_samples.mel_spectrogram(np.zeros(samples, np.float32))
+    picture = report_media.mel_decibels(np.zeros(samples, np.float32), 16_000)
     assert picture.shape[0] == 56 and 1 <= picture.shape[1] <= 361
 
 
