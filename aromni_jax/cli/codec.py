@@ -103,7 +103,7 @@ def _roundtrip(args: argparse.Namespace, count: Count) -> None:
     files, codecs = _open_media(args, args.out)
     figures = round_trip_files(files, codecs, args.out, _bar, count)
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "figures.json", {"codec": args.codec, **figures})
+    write_json(args.out / "figures.json", {"codec": args.codec, **{str(kind): row for kind, row in figures.items()}})
     for kind, summary in figures.items():
         print(f"{kind}: {_line(summary)}")
 

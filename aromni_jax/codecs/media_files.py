@@ -128,5 +128,6 @@ def check_distinct(pairs: Iterable[tuple[str, Path]], taken: Iterable[Path]) -> 
 
 def is_inside(name: str) -> bool:
     """Whether a path with slashes leads to a place below the folder that it starts from."""
-    parts = PurePosixPath(name).parts
-    return bool(parts) and parts[0] != "/" and ".." not in parts and "\\" not in name and "\0" not in name
+    path = PurePosixPath(name)
+    safe = not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
+    return safe and bool(path.parts)

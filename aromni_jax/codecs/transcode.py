@@ -7,11 +7,12 @@ is there now, is not made again. Files of a batch are read in threads while the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,16 +35,26 @@ Bar = Callable[[int, str], AbstractContextManager[Any]]  # (how many, of what) -
 
 @dataclasses.dataclass
 class Count:
-    """What became of the files: `made` now, `kept` from an earlier call, `failed`; `say` gets every reason."""
+    """What became of the files.
+
+    Attributes:
+      say: gets what is wrong with each bad one, in a line; `reasons` keeps them.
+      made, kept: now, and by an earlier call.
+    """
 
     say: Callable[[str], object]
     made: int = 0
     kept: int = 0
-    failed: int = 0
+    reasons: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Files, or lines of them, that are bad."""
+        return len(self.reasons)
 
     def fail(self, error: UserError) -> None:
-        """A file, or a line of one, is bad; the others go on."""
-        self.failed += 1
+        """One is bad; the others go on."""
+        self.reasons.append(str(error))
         self.say(str(error))
 
 
@@ -63,22 +74,27 @@ class RoundTrip:
 
 
 class Clock:
-    """Seconds of work and amounts of media, batch by batch, by what was done."""
+    """Amount of media and seconds of the codec's work, by what was done.
+
+    Attributes:
+      whole: of all batches, compilation included. warm: of one batch, done once more.
+    """
 
     def __init__(self) -> None:
-        self.batches: dict[str, list[tuple[float, float]]] = {}
+        self.whole: dict[str, tuple[float, float]] = {}
+        self.warm: dict[str, tuple[float, float]] = {}
 
-    @contextmanager
-    def time(self, name: str, amount: float) -> Iterator[None]:
-        """The block works on so much."""
+    def time(self, name: str, amount: float, work: Callable[[], _Result]) -> _Result:
+        """The result of `work` on so much."""
         started = time.perf_counter()
-        yield
-        self.batches.setdefault(name, []).append((amount, time.perf_counter() - started))
-
-    def rates(self, name: str) -> tuple[float, float]:
-        """Amount per second: of all batches, and of the middle one, which seldom is one that compiled."""
-        amounts, seconds = np.array(self.batches[name]).T
-        return float(amounts.sum() / seconds.sum()), float(np.median(amounts / seconds))
+        result = work()
+        before = self.whole.get(name, (0.0, 0.0))
+        self.whole[name] = before[0] + amount, before[1] + time.perf_counter() - started
+        if name not in self.warm:
+            started = time.perf_counter()
+            work()
+            self.warm[name] = amount, time.perf_counter() - started
+        return result
 
 
 class Totals:
@@ -223,21 +239,23 @@ def round_trips(
     count: Count,
     clocks: Mapping[Kind, Clock] | None = None,
 ) -> Iterator[tuple[FileCodec, list[RoundTrip]]]:
-    """All files, encoded, decoded and compared, batch by batch; `clocks` note how long the codecs take."""
-    clocks = clocks or {kind: Clock() for kind in codecs}
+    """All files, encoded, decoded and compared, batch by batch; `clocks`, if given, note how long the codecs take."""
     for codec, batch in _media_batches(files, codecs, bar, count):
-        clock = clocks[codec.kind]
+        clock = clocks[codec.kind].time if clocks else _untimed
         sources, prepared = zip(*batch, strict=True)
         media = [codec.shown(given) for given in prepared]
         amount = sum(map(codec.amount, media))
-        with clock.time("encode", amount):
-            rows = codec.encode(prepared)
+        rows = clock("encode", amount, functools.partial(codec.encode, prepared))
         records = _records(codec, sources, rows, prepared)
-        with clock.time("decode", amount):
-            copies = codec.decode(records)
+        copies = clock("decode", amount, functools.partial(codec.decode, records))
         losses = _in_threads(codec.distances, media, copies)
         records = [dataclasses.replace(record, figures=lost) for record, lost in zip(records, losses, strict=True)]
         yield codec, [RoundTrip(*row) for row in zip(sources, records, media, copies, strict=True)]
+
+
+def _untimed(name: str, amount: float, work: Callable[[], _Result]) -> _Result:
+    del name, amount
+    return work()
 
 
 # -- what is there already ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,27 +62,28 @@ class Chosen:
 
     def __init__(self, kind: Kind, files: Sequence[MediaFile], shown: int) -> None:
         self._figure, self._sign = _WORST[kind]
-        few = min(len(files), shown - shown // 2 if len(files) > shown else shown)
-        self._spread = {files[int(at)] for at in np.linspace(0, len(files) - 1, few)}
+        self._shown = shown
+        few = shown if len(files) <= shown else shown - shown // 2
+        self._spread = {files[int(at)] for at in np.linspace(0, len(files) - 1, min(few, len(files)))}
         self._among: list[RoundTrip] = []
         self._worst: list[tuple[float, str, RoundTrip]] = []
-        self._most = shown - few
 
     def offer(self, trip: RoundTrip) -> None:
         """One of all, which is kept or not."""
         if trip.file in self._spread:
             self._among.append(trip)
-        elif self._most:
-            badness = -self._sign * trip.record.figures[self._figure]
-            heapq.heappush(self._worst, (badness, str(trip.file.path), trip))
-            if len(self._worst) > self._most:
-                heapq.heappop(self._worst)
+            return
+        badness = -self._sign * trip.record.figures[self._figure]
+        heapq.heappush(self._worst, (badness, str(trip.file.path), trip))
+        if len(self._worst) > self._shown:
+            heapq.heappop(self._worst)
 
     def trips(self) -> list[tuple[RoundTrip, str]]:
         """(round trip, why it is here): those spread over all by name, then the worst, worst first."""
         among = sorted(self._among, key=lambda trip: trip.file.name)
         worst = [trip for *_, trip in sorted(self._worst, key=lambda row: row[:2], reverse=True)]
-        return [(trip, "") for trip in among] + [(trip, "among the worst") for trip in worst]
+        rest = worst[: self._shown - len(among)]  # more than half where some of those chosen could not be read
+        return [(trip, "") for trip in among] + [(trip, "among the worst") for trip in rest]
 
 
 def write_codec_report(
@@ -106,14 +107,11 @@ def write_codec_report(
     clocks = {kind: Clock() for kind in codecs}
     totals = {kind: Totals(codec) for kind, codec in codecs.items()}
     chosen = {kind: Chosen(kind, [file for file in files if file.kind == kind], shown) for kind in codecs}
-    errors: list[str] = []
-    noting = replace(count, say=lambda line: (errors.append(line), count.say(line)))
-    for codec, batch in round_trips(files, codecs, bar, noting, clocks):
+    for codec, batch in round_trips(files, codecs, bar, count, clocks):
         for trip in batch:
             totals[codec.kind].add(trip.record)
             chosen[codec.kind].offer(trip)
-        noting.made += len(batch)
-    count.made, count.failed = noting.made, noting.failed
+        count.made += len(batch)
     if not count.made:
         raise UserError(f"none of the {len(files)} files could be read: there is nothing to show")
     sections = [
@@ -126,7 +124,7 @@ def write_codec_report(
         "created": f"{datetime.now():%d %B %Y, %H:%M}".lstrip("0"),
         "files": count.made,
         "sections": sections,
-        "errors": errors[:_NAMED],
+        "errors": count.reasons[:_NAMED],
         "failed": count.failed,
         "environment": [
             ("codec", name),
@@ -201,9 +199,9 @@ def _cards(codec: FileCodec, summary: Mapping[str, Any], clock: Clock) -> list[t
     share = f"{summary['codes_used']:,} of {summary['codes']:,}"
     cards.append(("codes used", share, f"perplexity {number(summary['perplexity'])}"))
     for way in ("encode", "decode"):
-        whole, median = clock.rates(way)
-        label, unit = (f"{way}, pictures a second", "") if codec.kind == "image" else (f"{way}, times real time", " x")
-        cards.append((label, f"{number(median)}{unit}", f"middle batch; whole run, with compilation: {number(whole)}"))
+        warm, whole = (amount / max(seconds, 1e-9) for amount, seconds in (clock.warm[way], clock.whole[way]))
+        label = f"{way}, {'pictures a second' if codec.kind == 'image' else 'times real time'}"
+        cards.append((label, number(warm), f"a batch; {number(whole)} in the whole run, compilation included"))
     return cards
 
 
