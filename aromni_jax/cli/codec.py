@@ -126,7 +126,7 @@ def _open_media(args: argparse.Namespace, out: pathlib.Path | None) -> tuple[lis
     if not files:
         raise UserError(f"no {names} file in {_words(args.inputs)}; check the path")
     if passed:
-        _say(f"{len(passed)} files passed over that are no {names} files, such as {passed[0].path}")
+        _say(f"passed over, for they are no {names} files: {_words([row.path for row in passed])}")
     used: dict[Kind, Any] = {
         kind: load_file_codec(args.codec, kind) for kind in kinds if any(file.kind == kind for file in files)
     }
@@ -136,7 +136,7 @@ def _open_media(args: argparse.Namespace, out: pathlib.Path | None) -> tuple[lis
 def _line(summary: Mapping[str, Any]) -> str:
     parts = [text.format(summary[name]) for name, text in _FIGURES.items() if name in summary]
     use = f"{summary['codes_used']} of {summary['codes']} codes used (perplexity {summary['perplexity']:g})"
-    return ", ".join([f"{summary['files']} files", *parts, use])
+    return ", ".join([f"{summary['files']} done", *parts, use])
 
 
 def _words(paths: Sequence[pathlib.Path]) -> str:
