@@ -16,7 +16,7 @@ from aromni_jax.errors import UserError
 class Fake:
     """Files of numbers; a code is a number. `log` has the batches."""
 
-    kind, suffix, unit, num_codes, room = "speech", ".wav", "seconds", 1000, 12
+    kind, suffix, num_codes, room = "speech", ".wav", 1000, 12
 
     def __init__(self, fingerprint="0123"):
         self.fingerprint, self.log, self.facts = fingerprint, [], {}

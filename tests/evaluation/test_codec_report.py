@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -118,8 +119,11 @@ def test_half_is_spread_over_all_and_half_the_worst():
     assert [trip.record.figures["psnr_db"] for trip, why in trips if why] == [20, 21, 21, 22]
 
 
-def test_bad_calls_fail_before_the_work(codecs, tmp_path):
+def test_bad_calls_fail_before_the_work(codecs, tmp_path, monkeypatch):
     files, fakes = codecs
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"aromni_jax\[demo\]"):
+        patch.setitem(sys.modules, "jinja2", None)
+        write(tmp_path / "page.html", files, {})
     with pytest.raises(UserError, match="is a folder: give the name of the page"):
         write(tmp_path, files, fakes)
     with pytest.raises(UserError, match="--shown 0"):

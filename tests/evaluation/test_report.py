@@ -307,6 +307,16 @@ def test_charts_stay_inside_their_frame(values, log):
     assert bool(drawing) == (not log or any(value > 0 for value in values))
 
 
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=1000))
+def test_bars_stay_inside_their_frame(values):
+    drawing = report_charts.histogram(values, title="any", x_label="code", css="m-image")
+    shape = r'<rect class="bar m-image" x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)"'
+    bars = [tuple(map(float, bar)) for bar in re.findall(shape, drawing)]
+    assert len(bars) == len(report_charts.buckets(list(enumerate(values)), 180)) <= 180
+    assert all(x >= 0 and x + w <= report_charts.WIDTH and y >= 0 and h >= 0 for x, y, w, h in bars)
+    assert len({round(y + h) for _, y, _, h in bars}) == 1, "all stand on one line"
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=1000))
 def test_buckets_keep_the_range_and_the_mean(values):
     row = report_charts.buckets(list(enumerate(values)))
