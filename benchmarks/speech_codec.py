@@ -23,10 +23,11 @@ from typing import Any
 import jax
 import numpy as np
 from machine import CpuUse, hardware, versions
-from streaming_codec import PACKAGES, log_spectral_distance, signal_to_noise, speech_waves
+from streaming_codec import PACKAGES, speech_waves
 
 from aromni_jax import store
 from aromni_jax.codecs import SpeechCodec, vq
+from aromni_jax.codecs.measure import log_spectral_distance, signal_to_noise
 from aromni_jax.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
 from aromni_jax.errors import UserError
 

@@ -31,7 +31,7 @@ from machine import hardware, versions
 
 from aromni_jax import store
 from aromni_jax.codecs import SpeechCodec
-from aromni_jax.codecs.measure import held_out_utterances
+from aromni_jax.codecs.measure import held_out_utterances, log_spectral_distance, signal_to_noise
 from aromni_jax.errors import UserError
 from aromni_jax.worlds.numbers import NumbersWorld
 
@@ -42,28 +42,6 @@ FIRSTS_WINDOW = 128
 STEP = 16
 WORLD_RATE = 16_000
 PACKAGES = ("aromni_jax", "jax", "jaxlib", "flax", "numpy")
-_SPECTRUM, _EVERY = 1024, 256  # samples
-_FLOOR = 1e-3  # of the loudest bin: 60 dB below it
-
-
-def log_spectral_distance(wave_n: np.ndarray, other_n: np.ndarray) -> float:
-    """dB: root mean square over bins of the differences of log-magnitudes, mean over spectra."""
-    first, second = (np.abs(_spectra(wave)) for wave in (wave_n, other_n))
-    floor = _FLOOR * max(first.max(), 1e-9)
-    decibels = 20 * np.log10(np.maximum(first, floor) / np.maximum(second, floor))
-    return float(np.sqrt(np.mean(decibels**2, axis=1)).mean())
-
-
-def _spectra(wave_n: np.ndarray) -> np.ndarray:
-    padded = np.pad(wave_n, (0, max(0, _SPECTRUM - len(wave_n))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _SPECTRUM)[::_EVERY]
-    return np.fft.rfft(frames * np.hanning(_SPECTRUM), axis=1)
-
-
-def signal_to_noise(wave_n: np.ndarray, other_n: np.ndarray) -> float:
-    """dB of `wave_n` over the difference; 99 and more count as 99 (rounding)."""
-    noise = np.mean((wave_n - other_n) ** 2, dtype=np.float64)
-    return float(min(99.0, 10 * np.log10(np.mean(wave_n**2, dtype=np.float64) / max(noise, 1e-20))))
 
 
 def speech_waves(codec: SpeechCodec, seconds: float, rows: int) -> tuple[np.ndarray, list[int]]:

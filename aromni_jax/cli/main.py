@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "score a model on the held-out part of a world",
     "generate": "asr, tts, caption, t2i, s2i or i2s on files",
     "chat": "talk to a model in text, speech and pictures",
+    "codec": "pictures and sound files to codes and back, with figures or a page of what is lost",
     "convert": "a checkpoint of any format to any other: this project's, Hugging Face's, Meta's",
     "inspect": "look at a checkpoint, a record file or a token stream",
 }

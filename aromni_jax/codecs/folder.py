@@ -50,6 +50,14 @@ def locate(path_or_name: str | os.PathLike, kind: str) -> Path | None:
     return next((folder for folder in folders if (folder / CARD).is_file()), None)
 
 
+def kind_of(folder: Path) -> str:
+    """ "image", "speech" or "text", as `codec.json` of a folder says; UserError if it cannot be read."""
+    try:
+        return str(json.loads((folder / CARD).read_text(encoding="utf-8"))["kind"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {folder / CARD} ({error!r}); fetch the codec again") from error
+
+
 def read_card(folder: Path, kind: str) -> dict[str, Any]:
     """`codec.json` of a folder, its kind and format checked, and the weight file's checksum compared."""
     try:

@@ -1,8 +1,12 @@
-"""How much a codec loses, on the held-out part of a world; judges of meaning are in the room `evaluation`."""
+"""How much a codec loses: distances of pictures and waves, and figures on the held-out part of a world.
+
+Judges of meaning are in the room `evaluation`.
+"""
 
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from aromni_jax.codecs import vq
 from aromni_jax.codecs.image import ImageCodec
@@ -13,6 +17,10 @@ from aromni_jax.worlds import World
 
 _SEED = 1234
 _SAMPLES = 5
+_SPECTRUM, _EVERY = 1024, 256  # samples of the log-spectral distance
+_FLOOR = 1e-3  # of the loudest bin: 60 dB below it
+_SPECTRA_AT_ONCE = 4096
+_SSIM_SIGMA, _SSIM_RADIUS = 1.5, 5  # pixels: a window of 11 x 11
 
 
 def image_figures(codec: ImageCodec, world: World, count: int = 256) -> tuple[dict[str, Any], np.ndarray]:
@@ -48,6 +56,58 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two uint8 arrays of one shape, in dB."""
     error = np.mean((first.astype(np.float64) - second) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-12)))
+
+
+def ssim(first: np.ndarray, second: np.ndarray) -> float:
+    """Structural similarity of two uint8 pictures of one shape, [H, W] or [H, W, C], as Wang et al. (2004) define it.
+
+    Gaussian window of 11 x 11 (sigma 1.5), K1 = 0.01, K2 = 0.03; the mean over the places where the whole window lies
+    inside (over all, mirrored at the edges, where a side is shorter than 11), and over the channels. 1: equal.
+    """
+    x, y = (np.atleast_3d(image).astype(np.float64) for image in (first, second))
+    inside = tuple(
+        slice(_SSIM_RADIUS, -_SSIM_RADIUS) if size > 2 * _SSIM_RADIUS else slice(None) for size in x.shape[:2]
+    )
+
+    def mean(image: np.ndarray) -> np.ndarray:
+        return gaussian_filter(image, _SSIM_SIGMA, radius=_SSIM_RADIUS, mode="reflect", axes=(0, 1))[inside]
+
+    mean_x, mean_y = mean(x), mean(y)
+    variances = mean(x * x) - mean_x**2 + mean(y * y) - mean_y**2
+    covariance = mean(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similar = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return float((similar / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))).mean())
+
+
+def log_spectral_distance(wave_n: np.ndarray, other_n: np.ndarray) -> float:
+    """dB between two waves of one length: what an ear could notice, phases do not count.
+
+    Root mean square over bins of the differences of log-magnitudes, mean over spectra of 1024 samples, one every 256;
+    bins more than 60 dB below the loudest of `wave_n` count as so loud.
+    """
+    pad = (0, max(0, _SPECTRUM - len(wave_n)))
+    frames = [
+        np.lib.stride_tricks.sliding_window_view(np.pad(wave, pad), _SPECTRUM)[::_EVERY] for wave in (wave_n, other_n)
+    ]
+    starts = range(0, len(frames[0]), _SPECTRA_AT_ONCE)  # blocks: an hour has a gigabyte of spectra
+    floor = _FLOOR * max(1e-9, *(_magnitudes(frames[0], start).max() for start in starts))
+    total = 0.0
+    for start in starts:
+        first, second = (np.maximum(_magnitudes(row, start), floor) for row in frames)
+        total += np.sqrt(np.mean((20 * np.log10(first / second)) ** 2, axis=1)).sum()
+    return float(total / len(frames[0]))
+
+
+def _magnitudes(frames_fw: np.ndarray, start: int) -> np.ndarray:
+    """Of a block of frames from `start` on: [f, q]."""
+    return np.abs(np.fft.rfft(frames_fw[start : start + _SPECTRA_AT_ONCE] * np.hanning(_SPECTRUM), axis=1))
+
+
+def signal_to_noise(wave_n: np.ndarray, other_n: np.ndarray) -> float:
+    """dB of `wave_n` over the difference, phases count; -99 and less count as -99, 99 and more (rounding) as 99."""
+    power, noise = (np.mean(np.square(wave, dtype=np.float64)) for wave in (wave_n, wave_n - other_n))
+    return float(np.clip(10 * np.log10(max(power, 1e-20) / max(noise, 1e-20)), -99, 99))
 
 
 def speech_figures(codec: SpeechCodec, world: World, count: int = 64) -> tuple[dict[str, Any], np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from aromni_jax.errors import UserError
 
@@ -58,8 +59,8 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     return np.ascontiguousarray(wave_n, np.float32)
 
 
-def write_wav(path: str | os.PathLike, wave_n: np.ndarray, sample_rate: int) -> None:
-    """Writes float [n] in [-1, 1] (clipped) as a mono 16-bit PCM WAV, atomically.
+def write_wav(path: str | os.PathLike, wave_n: np.ndarray, sample_rate: int, comment: str = "") -> None:
+    """Writes float [n] in [-1, 1] (clipped) as a mono 16-bit PCM WAV, atomically; `comment` as `read_comment` has it.
 
     Raises UserError when the wave is not one-dimensional, is not finite, or the file cannot be written.
     """
@@ -69,10 +70,14 @@ def write_wav(path: str | os.PathLike, wave_n: np.ndarray, sample_rate: int) -> 
     if not np.isfinite(wave_n).all():
         raise UserError(f"cannot write {path}: the wave holds NaN or infinite values")
     pcm_n = np.round(np.clip(wave_n, -1, 1) * 32767).astype(np.int16)
-    write_atomic(
-        path,
-        lambda temporary: soundfile.write(temporary, pcm_n, sample_rate, subtype="PCM_16", format="WAV"),
-    )
+
+    def write(temporary: Path) -> None:
+        with soundfile.SoundFile(temporary, "w", sample_rate, channels=1, subtype="PCM_16", format="WAV") as file:
+            if comment:
+                file.comment = comment
+            file.write(pcm_n)
+
+    write_atomic(path, write)
 
 
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -146,8 +151,11 @@ def cover(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def write_png(path: str | os.PathLike, image: Image.Image | np.ndarray) -> None:
-    """Writes a PIL image or uint8 [H, W] / [H, W, 3] as PNG, atomically; UserError when it cannot."""
+def write_png(path: str | os.PathLike, image: Image.Image | np.ndarray, comment: str = "") -> None:
+    """Writes a PIL image or uint8 [H, W] / [H, W, 3] as PNG, atomically; UserError when it cannot.
+
+    `comment` is what `read_comment` will find.
+    """
     if not isinstance(image, Image.Image):
         pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or not pixels.size:
@@ -156,7 +164,22 @@ def write_png(path: str | os.PathLike, image: Image.Image | np.ndarray) -> None:
                 f"this is {pixels.dtype} {list(pixels.shape)}"
             )
         image = Image.fromarray(pixels)
-    write_atomic(path, lambda temporary: image.save(temporary, format="PNG", optimize=True))
+    notes = PngInfo()
+    if comment:
+        notes.add_text("Comment", comment)
+    write_atomic(path, lambda temporary: image.save(temporary, format="PNG", optimize=True, pnginfo=notes))
+
+
+def read_comment(path: str | os.PathLike) -> str:
+    """The comment of a file of `write_png` or `write_wav`; "" when there is none, or no such file."""
+    try:
+        if Path(path).suffix == ".png":
+            with Image.open(path) as opened:
+                return str(opened.info.get("Comment", ""))
+        with soundfile.SoundFile(path) as file:
+            return file.comment
+    except (OSError, SyntaxError, ValueError, soundfile.SoundFileError):  # not whole: PIL has three kinds for it
+        return ""
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

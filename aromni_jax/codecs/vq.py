@@ -111,8 +111,12 @@ def update_codebook(
 
 def perplexity(codes: np.ndarray, num_codes: int) -> float:
     """exp(entropy) of the use of codes: how many of them do the work."""
-    use = np.bincount(np.asarray(codes).ravel(), minlength=num_codes)
-    share = use[use > 0] / use.sum()
+    return perplexity_of_use(np.bincount(np.asarray(codes).ravel(), minlength=num_codes))
+
+
+def perplexity_of_use(use_k: np.ndarray) -> float:
+    """As `perplexity`, from how often each code was used."""
+    share = use_k[use_k > 0] / use_k.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
 
 

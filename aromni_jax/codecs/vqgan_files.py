@@ -58,6 +58,15 @@ def locate(path: Path) -> Path | None:
     return path if (path / HF_CONFIG).is_file() else None
 
 
+def describes(path: Path) -> bool:
+    """Whether `locate` finds an image codec there, and not the config.json of something else.
+
+    Raises UserError: a config.json that cannot be read.
+    """
+    folder = locate(path)
+    return folder is not None and ((folder / YAML).is_file() or "vq_config" in read_json(folder / HF_CONFIG))
+
+
 def read(folder: Path) -> tuple[VQGANConfig, vq.Params]:
     """Config and float32 parameters from a folder that `locate` found.
 

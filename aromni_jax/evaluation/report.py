@@ -1,13 +1,7 @@
-"""The report of a run: one HTML file that holds everything and fetches nothing.
-
-Needs jinja2 (extra `demo`). Charts are inline SVG, media are data URIs; a content security policy with the hash of the
-page's own script and style keeps the browser from fetching or running anything else.
-"""
+"""The report of a run: one HTML file that holds everything and fetches nothing."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import importlib.resources
 import json
 from collections.abc import Mapping
@@ -17,12 +11,12 @@ from typing import Any
 
 from aromni_jax.codecs.media import write_atomic
 from aromni_jax.errors import UserError
+from aromni_jax.evaluation import report_html
 from aromni_jax.evaluation.standards import STANDARDS
 from aromni_jax.vocabulary import JointVocabulary
 from aromni_jax.worlds import WORLDS
 
 MAX_BYTES = 8_000_000
-_HERE = Path(__file__).parent
 _HELD_OUT = "Every item here was kept out of training."
 
 
@@ -34,10 +28,7 @@ def write_report(run_dir: str | Path) -> Path:
     are counted in it, not shown. Raises UserError, naming the file, when one is missing or broken, or when jinja2 is
     not installed.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise UserError("the report needs jinja2: type  pip install 'aromni_jax[demo]'") from None
+    template = report_html.renderer("report.html")
     from aromni_jax.evaluation import report_page, report_samples
 
     run_dir = Path(run_dir)
@@ -48,19 +39,10 @@ def write_report(run_dir: str | Path) -> Path:
     )
     ablations = _ablations(run_dir, world := _world(metrics))
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    style, script = (environment.get_template(f"report_{part}.html").render() for part in ("style", "script"))
-    template = environment.get_template("report.html")
-
     def render(kept: list[report_samples.Sample]) -> bytes:
         page = report_page.page(metrics, lines, kept, len(samples) - len(kept), ablations)
         page["held_out_note"] = STANDARDS[world].held_out if world else _HELD_OUT
-        page |= {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
-        page |= {"run": run_dir.resolve().name, "created": _created(metrics)}
-        return template.render(page).encode()
+        return template(page | {"run": run_dir.resolve().name, "created": _created(metrics)})
 
     html = render(samples)
     if len(html) > MAX_BYTES:
@@ -74,11 +56,6 @@ def write_report(run_dir: str | Path) -> Path:
     path = run_dir / "report.html"
     write_atomic(path, lambda temporary: temporary.write_bytes(html))
     return path
-
-
-def _hash(text: str) -> str:
-    """Of an inline script or style, as a content security policy names it."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _created(metrics: Mapping[str, Any]) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -17,6 +18,7 @@ WIDTH, HEIGHT = 420, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 42, 10, 8, 40
 _MOST_POINTS = 150
 _MOST_DOTS = 30
+_MOST_BARS = 180
 
 
 @dataclass(frozen=True)
@@ -138,18 +140,9 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str = "step", l
     to_x = _Axis(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
     to_y = _Axis(low, high, HEIGHT - _BOTTOM, _TOP, log)
 
-    grid = []
-    for tick in log_ticks(low, high) if log else linear_ticks(low, high):
-        y = to_y(tick)
-        grid.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        grid.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 3.5}" text-anchor="end">{number(tick)}</text>')
-    for tick in linear_ticks(min(xs), max(xs), 4):
-        anchor = "end" if to_x(tick) > WIDTH - _RIGHT - 12 else "middle"
-        grid.append(
-            f'<text class="tick" x="{to_x(tick)}" y="{HEIGHT - 24}" text-anchor="{anchor}">{number(tick)}</text>'
-        )
-    grid.append(f'<text class="tick" x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{HEIGHT - 7}" text-anchor="middle">')
-    grid.append(f"{escape(x_label)}</text>")
+    grid = [_rule(to_y(tick), number(tick)) for tick in (log_ticks(low, high) if log else linear_ticks(low, high))]
+    grid += [_mark(to_x(tick), number(tick)) for tick in linear_ticks(min(xs), max(xs), 4)]
+    grid.append(_mark((_LEFT + WIDTH - _RIGHT) / 2, str(escape(x_label)), HEIGHT - 7))
     lines = [_line(line, row, to_x, to_y) for line, row in drawn]
     hover = [
         {
@@ -161,10 +154,48 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str = "step", l
     label = f"{title}: " + "; ".join(
         f"{line.name} from {number(line.points[0][1])} to {number(line.points[-1][1])}" for line in kept
     )
+    return _chart(label, x_label, hover, grid + lines)
+
+
+def histogram(values: Sequence[float], *, title: str, x_label: str, css: str) -> Markup:
+    """A bar for each value, none below zero; of more than fit, a bar for the mean of neighbours."""
+    drawn = buckets(list(enumerate(values, start=1)), _MOST_BARS)
+    high = 1.05 * max(bucket.y for bucket in drawn) or 1.0
+    to_x, to_y = _Axis(0, len(values), _LEFT, WIDTH - _RIGHT), _Axis(0, high, HEIGHT - _BOTTOM, _TOP)
+    parts = [_rule(to_y(tick), number(tick)) for tick in linear_ticks(0, high)]
+    ticks = [tick for tick in linear_ticks(0, len(values), 4) if tick >= 1 and tick == int(tick)]
+    parts += [_mark(to_x(tick), number(tick)) for tick in ticks]
+    parts.append(_mark((_LEFT + WIDTH - _RIGHT) / 2, str(escape(x_label)), HEIGHT - 7))
+    wide = (WIDTH - _RIGHT - _LEFT) / len(drawn)
+    for at, bucket in enumerate(drawn):
+        y = to_y(bucket.y)
+        x, width = _LEFT + at * wide, wide * (0.84 if wide > 3 else 1)
+        parts.append(f'<rect class="bar {css}" x="{x:.2f}" y="{y}" width="{width:.2f}" height="{to_y(0) - y:.1f}"/>')
+    points = [[to_x(b.x), to_y(b.y), number(b.x), number(b.y)] for b in drawn]
+    label = f"{title}: from {number(drawn[0].y)} to {number(drawn[-1].y)}"
+    return _chart(label, x_label, [{"name": title, "points": points}], parts)
+
+
+def _rule(y: float, text: str) -> str:
+    """A line of the grid with its value."""
+    return (
+        f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
+        f'<text class="tick" x="{_LEFT - 7}" y="{y + 3.5}" text-anchor="end">{text}</text>'
+    )
+
+
+def _mark(x: float, text: str, y: float = HEIGHT - 24) -> str:
+    """A text below the x axis."""
+    anchor = "end" if x > WIDTH - _RIGHT - 12 else "middle"
+    return f'<text class="tick" x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
+
+
+def _chart(label: str, x_label: str, hover: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> Markup:
+    """The whole drawing; `hover`: name and points [x, y, x as text, y as text] of each line, for the page's script."""
     return Markup(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}" '
-        f'data-lines="{escape(json.dumps(hover, separators=(",", ":")))}">{"".join(grid)}{"".join(lines)}'
-        f'<line class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/></svg>'
+        f'data-x="{escape(x_label)}" data-lines="{escape(json.dumps(hover, separators=(",", ":")))}">'
+        f'{"".join(parts)}<line class="cursor" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/></svg>'
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +9,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from aromni_jax.codecs.media import read_audio, read_image
 from aromni_jax.decoding.grammar import State
 from aromni_jax.errors import UserError
+from aromni_jax.evaluation.report_media import data_uri, enlargement, mel_decibels, spectrogram_uri
 from aromni_jax.vocabulary import JointVocabulary, Modality
 
 PROMPT = -1  # in the place of a state: the model was given this token
@@ -40,8 +37,6 @@ _MEDIA_TYPES = {
     "speech": {".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"},
 }
 _SPECTROGRAM_RATE = 16_000
-_BANDS, _WINDOW, _MOST_FRAMES = 56, 512, 360
-_WIDE_ENOUGH = 200  # pixels: smaller pictures are enlarged by a whole factor
 
 
 @dataclass(frozen=True)
@@ -180,52 +175,17 @@ def _segment(folder: Path, part: Any, where: str) -> Segment:
     label = str(part.get("label") or "")
     if kind == "image":
         width, height = read_image(path).size
-        factor = max(1, round(_WIDE_ENOUGH / width))
+        factor = enlargement(width)
         return Segment(
-            "image", label=label, uri=_uri(media_type, path.read_bytes()),
+            "image", label=label, uri=data_uri(media_type, path.read_bytes()),
             width=width * factor, height=height * factor, crisp=factor > 1,
         )  # fmt: skip
     wave_n = read_audio(path, _SPECTROGRAM_RATE)
+    picture = spectrogram_uri(mel_decibels(wave_n, _SPECTROGRAM_RATE))
     return Segment(
-        "speech", label=label, uri=_uri(media_type, path.read_bytes()), picture=spectrogram_uri(wave_n),
+        "speech", label=label, uri=data_uri(media_type, path.read_bytes()), picture=picture,
         seconds=len(wave_n) / _SPECTROGRAM_RATE,
     )  # fmt: skip
-
-
-def _uri(media_type: str, content: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-
-
-def mel_spectrogram(wave_n: np.ndarray) -> np.ndarray:
-    """float [n] at 16 kHz -> uint8 [bands, frames], low pitch in the last row; 255 is the loudest, 0 is 60 dB below."""
-    hop = max(_WINDOW // 4, -(-len(wave_n) // _MOST_FRAMES))
-    padded_n = np.pad(wave_n, (_WINDOW // 2, _WINDOW // 2))
-    frames_tw = np.lib.stride_tricks.sliding_window_view(padded_n, _WINDOW)[::hop] * np.hanning(_WINDOW)
-    power_tf = np.abs(np.fft.rfft(frames_tw)) ** 2
-    hertz_f = np.fft.rfftfreq(_WINDOW, 1 / _SPECTROGRAM_RATE)
-    top = 2595 * np.log10(1 + hertz_f[-1] / 700)
-    edges = 700 * (10 ** (np.linspace(0, top, _BANDS + 2) / 2595) - 1)
-    rise = (hertz_f - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    fall = (edges[2:, None] - hertz_f) / (edges[2:] - edges[1:-1])[:, None]
-    filters_mf = np.maximum(np.minimum(rise, fall), 0)
-    # Narrow low bands can fall between two bins: give each the bin nearest to its centre.
-    filters_mf[np.arange(_BANDS), np.abs(hertz_f - edges[1:-1, None]).argmin(axis=1)] += 1e-3
-    decibel_mt = 10 * np.log10(filters_mf @ power_tf.T / filters_mf.sum(axis=1, keepdims=True) + 1e-10)
-    return np.clip((decibel_mt - decibel_mt.max() + 60) / 60 * 255, 0, 255).astype(np.uint8)[::-1]
-
-
-def spectrogram_uri(wave_n: np.ndarray) -> str:
-    """Mel spectrogram of a 16 kHz wave as a small palette PNG."""
-    from PIL import Image
-
-    stops = np.array([(22, 20, 48), (40, 62, 118), (28, 128, 138), (112, 190, 110), (250, 236, 140)])
-    places = np.linspace(0, 1, len(stops))
-    palette = np.stack([np.interp(np.linspace(0, 1, 256), places, stops[:, c]) for c in range(3)], axis=1)
-    image = Image.fromarray(mel_spectrogram(wave_n) & 0xF8)  # 32 levels: enough to see, half the bytes
-    image.putpalette(palette.round().astype(np.uint8).tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    return _uri("image/png", buffer.getvalue())
 
 
 # -- tokens ---------------------------------------------------------------------------------------------

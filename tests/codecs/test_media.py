@@ -21,6 +21,19 @@ def test_wav_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
 
 
+def test_comments_come_back_and_change_nothing_else(tmp_path):
+    wave, picture = tone(16_000), np.arange(12, dtype=np.uint8).reshape(3, 4)
+    media.write_wav(tmp_path / "a.wav", wave, 16_000, comment="who made it")
+    media.write_png(tmp_path / "a.png", picture, comment="who made it")
+    assert media.read_comment(tmp_path / "a.wav") == media.read_comment(tmp_path / "a.png") == "who made it"
+    np.testing.assert_allclose(media.read_audio(tmp_path / "a.wav", 16_000), wave, atol=1 / 32767)
+    np.testing.assert_array_equal(np.asarray(media.read_image(tmp_path / "a.png"))[..., 0], picture)
+    media.write_png(tmp_path / "a.png", picture)
+    (tmp_path / "a.wav").write_bytes(b"RIFF0000")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG....")
+    assert [media.read_comment(tmp_path / name) for name in ("a.png", "a.wav", "b.png", "none.wav")] == [""] * 4
+
+
 def test_wav_is_clipped_not_wrapped(tmp_path):
     media.write_wav(tmp_path / "a.wav", np.array([2.0, -2.0]), 8000)
     np.testing.assert_allclose(media.read_audio(tmp_path / "a.wav", 8000), [1.0, -1.0], atol=1e-4)

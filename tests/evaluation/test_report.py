@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aromni_jax.errors import UserError
-from aromni_jax.evaluation import report, report_charts, report_figures, report_samples, report_scores
+from aromni_jax.evaluation import report, report_charts, report_figures, report_media, report_samples, report_scores
 
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_run import write_fake_run
@@ -322,6 +322,16 @@ def test_charts_stay_inside_their_frame(values, log):
     assert bool(drawing) == (not log or any(value > 0 for value in values))
 
 
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=1000))
+def test_bars_stay_inside_their_frame(values):
+    drawing = report_charts.histogram(values, title="any", x_label="code", css="m-image")
+    shape = r'<rect class="bar m-image" x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)"'
+    bars = [tuple(map(float, bar)) for bar in re.findall(shape, drawing)]
+    assert len(bars) == len(report_charts.buckets(list(enumerate(values)), 180)) <= 180
+    assert all(x >= 0 and x + w <= report_charts.WIDTH and y >= 0 and h >= 0 for x, y, w, h in bars)
+    assert len({round(y + h) for _, y, _, h in bars}) == 1, "all stand on one line"
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=1000))
 def test_buckets_keep_the_range_and_the_mean(values):
     row = report_charts.buckets(list(enumerate(values)))
@@ -332,14 +342,14 @@ def test_buckets_keep_the_range_and_the_mean(values):
 def test_spectrogram_shows_the_pitch_of_a_tone():
     t = np.arange(16_000) / 16_000
     rows = [
-        report_samples.mel_spectrogram(np.sin(2 * np.pi * hertz * t)).mean(axis=1).argmax() for hertz in (300, 3000)
+        report_media.mel_decibels(np.sin(2 * np.pi * hertz * t), 16_000).mean(axis=1).argmax() for hertz in (300, 3000)
     ]
     assert rows[0] > rows[1]  # low pitch lies below
 
 
 @pytest.mark.parametrize("samples", [1, 100, 16_000, 400_000])
 def test_spectrogram_of_any_length(samples):
-    picture = report_samples.mel_spectrogram(np.zeros(samples, np.float32))
+    picture = report_media.mel_decibels(np.zeros(samples, np.float32), 16_000)
     assert picture.shape[0] == 56 and 1 <= picture.shape[1] <= 361
 
 
