@@ -25,6 +25,8 @@ class SmallWorld:
     name: str = "small"
     voices: tuple[str, ...] = ("deep", "high")
     voice: str = "high"
+    styles: tuple[str, ...] = ("red", "green")
+    style: str = "green"
 
     def strings(self, split):
         first = 0 if split == "train" else len(SAID["train"])
@@ -45,8 +47,9 @@ class SmallWorld:
         voice = voice or self.voices[rng.integers(2)]
         return tone(PITCH[voice] + rng.integers(5), THINGS.index(string.split("/")[0]), len(self.text(string)))
 
-    def picture(self, string, rng, *, split):
-        return bar(THINGS.index(string.split("/")[0]), rng.choice(COLOURS[split]), rng.integers(200, 256))
+    def picture(self, string, rng, *, split, style=None):
+        channel = self.styles.index(style) if style else rng.choice(COLOURS[split])
+        return bar(THINGS.index(string.split("/")[0]), channel, rng.integers(200, 256))
 
 
 def tone(pitch, thing, letters):

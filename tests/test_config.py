@@ -1,9 +1,14 @@
+import pathlib
+
 import pytest
 from ml_collections import ConfigDict
 
 from aromni_jax.config import RunConfig, load_config
 from aromni_jax.errors import UserError
+from aromni_jax.prepare import Codecs
+from aromni_jax.worlds import WORLDS
 
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 MODEL = {"vocab_size": 10, "dim": 4, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 2, "ffn_dim": 8}
 
 
@@ -101,3 +106,13 @@ def test_whatever_a_config_file_does_is_one_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=message):
         load_config(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("variant", ["demo", "shipped", "tiny"])
+def test_the_recipe_of_every_world_fits_its_codecs(world, variant):
+    config = load_config(f"{CONFIGS / world}.py:{variant}")
+    assert config.world == world
+    assert config.model.vocab_size == Codecs.load(world).vocabulary.size
+    with pytest.raises(UserError, match="unknown variant 'huge'"):
+        load_config(f"{CONFIGS / world}.py:huge")

@@ -156,7 +156,8 @@ class _Run:
         replies = self._answers(task, inputs)
         codec = self.assistant.image_codec
         assert codec is not None, "every world has pictures"
-        originals = np.stack([self.world.picture(thing, self.rng, split="test") for thing in things])
+        style = self.world.style
+        originals = np.stack([self.world.picture(thing, self.rng, split="test", style=style) for thing in things])
         read = self._read(codec.to_pil(np.stack([reply.answer.images[0].codes for reply in replies])))
         through = self._read(codec.to_pil(codec.encode(originals)))
         exact, others = self._share_read(things, read), {}

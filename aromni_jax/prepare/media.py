@@ -76,14 +76,16 @@ class EncodedMedia:
       things: what they name (`World.naming`), each once.
       given: utterances of the items, of any voice.
       answered: utterances of items and things by the voice that answers; the same takes where it is the only one.
-      pictures: of the things.
+      shown: pictures of the things, of any style.
+      drawn: pictures of the things in the style that answers; the same ones where it is the only one.
     """
 
     strings: list[str]
     things: list[str]
     given: Takes
     answered: Takes
-    pictures: Takes
+    shown: Takes
+    drawn: Takes
 
     @classmethod
     def compose(
@@ -97,7 +99,7 @@ class EncodedMedia:
         rng: np.random.Generator,
         progress: bool = False,
     ) -> EncodedMedia:
-        """At least one take of everything, and up to the numbers asked for; `utterances` of either kind of speech."""
+        """At least one take of everything, and up to the numbers asked for, of either kind of speech and pictures."""
         strings = world.strings(split)
         things = list(dict.fromkeys(map(world.naming, strings)))
         named = list(dict.fromkeys([*strings, *things]))
@@ -109,17 +111,22 @@ class EncodedMedia:
             chunks = _chunks(say, max(utterances, len(items)), f"{split} {what}", progress)
             return Takes(items, [codes for waves in chunks for codes in _encode_speech(codecs.speech, waves)])
 
-        def draw(number: int) -> np.ndarray:
-            return world.picture(things[number % len(things)], rng, split=split)
+        def images(what: str, **style: str) -> Takes:
+            def draw(number: int) -> np.ndarray:
+                return world.picture(things[number % len(things)], rng, split=split, **style)
+
+            chunks = _chunks(draw, max(pictures, len(things)), f"{split} {what}", progress)
+            return Takes(things, [codes for chunk in chunks for codes in codecs.image.encode(np.stack(chunk))])
 
         if len(world.voices) > 1:
             given = speech(strings, "utterances")
             answered = speech(named, "answers", voice=world.voice)
         else:
             given = answered = speech(named, "utterances")
-        chunks = _chunks(draw, max(pictures, len(things)), f"{split} pictures", progress)
-        drawn = Takes(things, [codes for chunk in chunks for codes in codecs.image.encode(np.stack(chunk))])
-        return cls(strings, things, given, answered, drawn)
+        shown = drawn = images("pictures")
+        if len(world.styles) > 1:
+            drawn = images("drawings", style=world.style)
+        return cls(strings, things, given, answered, shown, drawn)
 
     def heard(self, string: str, rng: np.random.Generator) -> Speech:
         """Some utterance of an item of the split, by any voice."""
@@ -129,9 +136,13 @@ class EncodedMedia:
         """Some utterance of an item or a thing by the voice that answers."""
         return Speech(self.answered.any_of(string, rng))
 
-    def picture(self, thing: str, rng: np.random.Generator) -> Image:
-        """Some picture of a thing."""
-        return Image(self.pictures.any_of(thing, rng))
+    def seen(self, thing: str, rng: np.random.Generator) -> Image:
+        """Some picture of a thing, in any style."""
+        return Image(self.shown.any_of(thing, rng))
+
+    def answer_picture(self, thing: str, rng: np.random.Generator) -> Image:
+        """Some picture of a thing in the style that answers."""
+        return Image(self.drawn.any_of(thing, rng))
 
     def statistics(self, tokens_per_second: float) -> dict[str, Any]:
         """Figures for the manifest."""
@@ -140,7 +151,7 @@ class EncodedMedia:
             "strings": len(self.strings),
             "utterances": len(speech),
             "hours_of_speech": round(sum(map(len, speech)) / tokens_per_second / 3600, 4),
-            "pictures": len(self.pictures.codes),
+            "pictures": len(self.shown.codes) + (len(self.drawn.codes) if self.drawn is not self.shown else 0),
         }
 
 

@@ -201,25 +201,23 @@ class ExampleMaker:
         if task == "chat":
             tokens, response_length = self._chat(string)
         elif task == "text_to_image" and self.rng.random() < UNCONDITIONAL:
-            answer = self.builder.answer(task, [self.media.picture(string, self.rng)])
+            answer = self.builder.answer(task, [self.media.answer_picture(string, self.rng)])
             tokens, response_length = [self.builder.vocabulary.bos, *answer], len(answer) - 1
         else:
             given, wanted = TASK_KINDS[task]
-            parts = self._heard(string) if given is Speech else self._said(string)
+            parts = self._parts(string, answers_with_speech=given is not Speech, answers_with_picture=wanted is Image)
             tokens, response_length = self.builder.example(task, [parts[given]], [parts[wanted]])
         name = f"{split}/{task}/{number}/{string}"
         return Record.checked(tokens, task, response_length, name, self.builder.vocabulary, name)
 
-    def _heard(self, string: str) -> dict[type, Part]:
-        """The item as text, as some utterance of any voice, and some picture of what it names."""
-        return self._parts(string, self.media.heard(string, self.rng))
+    def _parts(self, string: str, *, answers_with_speech: bool, answers_with_picture: bool) -> dict[type, Part]:
+        """The item as text, an utterance, and a picture of what it names.
 
-    def _said(self, string: str) -> dict[type, Part]:
-        """The same of an item or a thing, spoken by the voice that answers."""
-        return self._parts(string, self.media.said(string, self.rng))
-
-    def _parts(self, string: str, speech: Speech) -> dict[type, Part]:
-        picture = self.media.picture(self.world.naming(string), self.rng)
+        What answers is of the world's own voice and style, what is given of any.
+        """
+        media = self.media
+        speech = (media.said if answers_with_speech else media.heard)(string, self.rng)
+        picture = (media.answer_picture if answers_with_picture else media.seen)(self.world.naming(string), self.rng)
         return {Text: Text(self.world.text(string)), Speech: speech, Image: picture}
 
     def _chat(self, string: str) -> tuple[list[int], int]:
@@ -233,8 +231,9 @@ class ExampleMaker:
         wanted = slice(*((0, 1), (1, 2), (0, 2), (0, 2))[self.rng.integers(4)])
         for _ in range(_CHAT_TRIES):
             other = self.media.things[int(self.rng.integers(len(self.media.things)))]
-            heard, answered = self._heard(string), self._said(self.world.naming(string))
-            shown, told = self._said(other), self._said(other)
+            heard = self._parts(string, answers_with_speech=False, answers_with_picture=False)
+            answered = self._parts(self.world.naming(string), answers_with_speech=True, answers_with_picture=True)
+            shown, told = (self._parts(other, answers_with_speech=True, answers_with_picture=False) for _ in range(2))
             turns = [
                 ([heard[Speech]], [heard[Text], answered[Text], answered[Speech], answered[Image]]),
                 ([shown[Image]], [shown[Text], told[Text], told[Speech]]),

@@ -23,12 +23,16 @@ class World(Protocol):
       media: folder of the raw media, with a manifest.json of their sums.
       voices: those that speak in the "train" split.
       voice: the one of them that answers; the others are only listened to.
+      styles: those that pictures of the "train" split are drawn in.
+      style: the one of them that answers are drawn in; the others are only looked at.
     """
 
     name: str
     media: Path
     voices: Sequence[str]
     voice: str
+    styles: Sequence[str]
+    style: str
 
     def strings(self, split: str) -> list[str]:
         """The items of a split; "train" and "test" share none."""
@@ -48,8 +52,11 @@ class World(Protocol):
     def utterance(self, string: str, rng: np.random.Generator, *, split: str, voice: str | None = None) -> np.ndarray:
         """The item spoken: float32 [n] in [-1, 1], 16 kHz mono; voice None = any that has said it."""
 
-    def picture(self, string: str, rng: np.random.Generator, *, split: str) -> np.ndarray:
-        """The item drawn: uint8 [height, width] (grey) or [height, width, 3] (RGB), of one size in a world."""
+    def picture(self, string: str, rng: np.random.Generator, *, split: str, style: str | None = None) -> np.ndarray:
+        """The item drawn: uint8 [height, width] (grey) or [height, width, 3] (RGB), of one size in a world.
+
+        Style None = any of the split's, varied so that it is hard to know; a style = that one, as an answer should be.
+        """
 
 
 def load_world(name: str) -> World:

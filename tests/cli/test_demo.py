@@ -90,3 +90,18 @@ def _held_out(*losses):
 )
 def test_held_out_losses_fall_if_the_end_lies_below_what_was_before(losses, fall):
     assert set(losses_fall(_held_out(*losses)).values()) == {fall}
+
+
+@pytest.mark.slow
+def test_the_demo_of_another_world(tmp_path, monkeypatch, capsys):
+    """Coloured pictures, sentences, several voices: the same commands, other media, other judges."""
+    monkeypatch.setattr("aromni_jax.cli.evaluate.make_judge", lambda name, standard: _Deaf())
+    few = standards.Sizes(heard=4, seen=4, spoken=3, drawn=3, crossed=3, chats=2)
+    monkeypatch.setitem(standards.STANDARDS, "things", dataclasses.replace(standards.STANDARDS["things"], sizes=few))
+    words = ["demo", "--world", "things", "--run-dir", str(tmp_path / "run"), "--config", "configs/things.py:tiny"]
+    assert main([*words, "--examples", "300", "--steps", "4"]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {"asr", "tts", "caption", "t2i", "chat"} <= set(metrics["held_out"])
+    assert "asr_held_out_voice" not in metrics["held_out"] and metrics["held_out"]["t2i"]["bound"] == 0.6
+    assert "report:" in capsys.readouterr().out
+    assert main(["evaluate", "--model", str(tmp_path / "run"), "--out", str(tmp_path / "scores")]) == 0

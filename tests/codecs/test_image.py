@@ -12,6 +12,7 @@ from aromni_jax.codecs import ImageCodec, folder, vq
 from aromni_jax.codecs.measure import held_out_pictures, image_figures
 from aromni_jax.codecs.small_image import ImageConfig, ImageNet
 from aromni_jax.errors import UserError
+from aromni_jax.worlds import load_world
 from aromni_jax.worlds.numbers import NumbersWorld
 
 SHIPPED = folder.find("numbers", "image")
@@ -101,13 +102,17 @@ def test_bad_codes(codec):
             codec.decode(bad)
 
 
-def test_shipped_weights_hold_their_figures(codec):
-    """The figures in the card are those of the weights beside it, and good enough to read."""
-    card = json.loads((SHIPPED / folder.CARD).read_text())
-    figures, _ = image_figures(codec, NumbersWorld.load())
+@pytest.mark.parametrize(("world", "psnr_db", "in_use"), [("numbers", 18.5, 0.7), ("things", 20.5, 0.6)])
+def test_shipped_weights_hold_their_figures(world, psnr_db, in_use):
+    """The figures in the card are those of the weights beside it, and good enough to recognise."""
+    shipped = folder.find(world, "image")
+    card, codec = json.loads((shipped / folder.CARD).read_text()), ImageCodec.load(world)
+    figures, sheet = image_figures(codec, load_world(world))
     assert figures["psnr_db"] == pytest.approx(card["figures"]["psnr_db"], abs=0.05)
-    assert figures["psnr_db"] > 18.5
-    assert figures["perplexity"] > 0.7 * codec.num_codes
+    assert figures["psnr_db"] > psnr_db
+    assert figures["perplexity"] > in_use * codec.num_codes
+    height, width = codec.config.height, codec.config.width  # four rows of eight pairs, with rims, at twice the size
+    assert sheet.shape[:2] == (2 * 4 * (2 * height + 2), 2 * 8 * (width + 2))
 
 
 def test_the_decoder_uses_its_neighbours(codec, pictures):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aromni_jax.errors import UserError
 from aromni_jax.worlds import load_world
 from aromni_jax.worlds.things import SAMPLE_RATE, ThingsWorld, build, catalogue
-from aromni_jax.worlds.things.world import MEDIA, TEST_STYLES, TILE, TRAIN_STYLES, drawn
+from aromni_jax.worlds.things.world import MEDIA, STYLES, TILE, UNSEEN_STYLE, drawn
 
 WORLD = ThingsWorld.load()
 seeds = st.integers(0, 2**32 - 1)
@@ -92,10 +92,20 @@ def test_training_media_are_reproducible_and_in_range(string, seed):
 
 
 def test_test_pictures_are_of_the_unseen_style_and_always_the_same():
-    assert not set(TRAIN_STYLES) & set(TEST_STYLES)
+    assert UNSEEN_STYLE not in STYLES
     first, second = (WORLD.picture("fox/0", np.random.default_rng(seed), split="test") for seed in (1, 2))
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first, drawn(WORLD.drawings["twemoji"]["fox"], None))
+    np.testing.assert_array_equal(first, drawn(WORLD.drawings[UNSEEN_STYLE]["fox"], None))
+
+
+def test_answers_are_drawn_in_one_style_with_a_light_hand():
+    plain = drawn(WORLD.drawings[STYLES[0]]["apple"], None).astype(int)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        answer = WORLD.picture("apple/0", rng, split="train", style=WORLD.style).astype(int)
+        assert min(np.abs(answer - plain).mean(), np.abs(answer[:, ::-1] - plain).mean()) < 12
+    with pytest.raises(UserError, match="style 'cubist'"):
+        WORLD.picture("fox/0", np.random.default_rng(0), split="train", style="cubist")
 
 
 def test_a_drawing_keeps_its_colours_and_its_place():

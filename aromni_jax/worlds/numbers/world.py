@@ -61,6 +61,8 @@ class NumbersWorld:
     name: ClassVar[str] = "numbers"
     voices: ClassVar[Sequence[str]] = ("hibari",)
     voice: ClassVar[str] = "hibari"
+    styles: ClassVar[Sequence[str]] = ("handwriting",)
+    style: ClassVar[str] = "handwriting"
 
     media: Path
     split: Mapping[str, Sequence[str]]
@@ -128,12 +130,13 @@ class NumbersWorld:
             utterance = utterance * np.float32(10 ** (rng.uniform(*GAIN_DB) / 20))
         return np.clip(utterance, -1.0, 1.0)
 
-    def picture(self, string: str, rng: np.random.Generator, *, split: str) -> np.ndarray:
+    def picture(self, string: str, rng: np.random.Generator, *, split: str, style: str | None = None) -> np.ndarray:
         """The string drawn by hand, digits side by side: uint8 [28, 56], white (255) on black.
 
         A random drawing of `split` ("train" or "test") per digit; in "train" each is moved, turned, scaled
-        and sheared a little. Raises UserError on an unknown split.
+        and sheared a little. There is one style. Raises UserError on an unknown split.
         """
+        del style
         by_digit = self.drawings[self._part(split, self.drawings)]
         tiles = []
         for digit in _digits(string):

@@ -23,21 +23,17 @@ from aromni_jax.worlds.things import catalogue
 from aromni_jax.worlds.world import SAMPLE_RATE
 
 VOICES = ("hibari", "joe", "slt", "rms")  # the first one answers
-TRAIN_STYLES = ("fluent", "noto", "emojione")
-TEST_STYLES = ("twemoji",)
+STYLES = ("fluent", "noto", "emojione")  # answers are drawn in the first one
+UNSEEN_STYLE = "twemoji"
 TILE = 96  # pixels of a drawing as it is stored
 TILES_PER_ROW = 10
 SIDE = 64  # pixels of a picture
 MEDIA = Path(__file__).parent / "media"
 
 EDGE_SECONDS = (0.04, 0.1)
-# Training only: speed by resampling (pitch moves with it) and loudness; place, size, angle and colours of a drawing.
+# Training only: speed by resampling (pitch moves with it) and loudness.
 SPEED_FACTORS = (0.94, 1.06)
 GAIN_DB = (-6.0, 3.0)
-SCALE = (0.84, 1.04)
-SHIFT_PIXELS = 3.0
-ROTATION_DEGREES = 10.0
-COLOUR = (0.85, 1.15)
 
 _REPAIR = "build the media again or reinstall"
 
@@ -52,6 +48,8 @@ class ThingsWorld:
     name: ClassVar[str] = "things"
     voices: ClassVar[Sequence[str]] = VOICES
     voice: ClassVar[str] = VOICES[0]
+    styles: ClassVar[Sequence[str]] = STYLES
+    style: ClassVar[str] = STYLES[0]
 
     media: Path
     drawings: Mapping[str, Mapping[str, np.ndarray]]
@@ -103,50 +101,94 @@ class ThingsWorld:
         edges = [np.zeros(int(rng.uniform(*EDGE_SECONDS) * SAMPLE_RATE), np.float32) for _ in range(2)]
         return np.clip(np.concatenate([edges[0], wave, edges[1]]), -1.0, 1.0).astype(np.float32)
 
-    def picture(self, string: str, rng: np.random.Generator, *, split: str) -> np.ndarray:
+    def picture(self, string: str, rng: np.random.Generator, *, split: str, style: str | None = None) -> np.ndarray:
         """The thing that the item speaks of, drawn on white: uint8 [64, 64, 3].
 
-        "train": one of three styles, moved, turned, scaled, mirrored and recoloured a little. "test": another style,
-        as it is.
+        Without a style: in "train" one of three, moved, turned, scaled, mirrored and recoloured; in "test" the unseen
+        one, as it is. With a style: that one, here and there a little larger or mirrored.
+        Raises UserError on an unknown split or style.
         """
-        styles = {"train": TRAIN_STYLES, "test": TEST_STYLES}
-        style = styles[_known(split, styles, "split")][int(rng.integers(len(styles[split])))]
-        return drawn(self.drawings[style][catalogue.thing_of(string)], rng if split == "train" else None)
+        _known(split, ("train", "test"), "split")
+        if style is not None:
+            how: Variation | None = CALM
+        elif split == "train":
+            style, how = STYLES[int(rng.integers(len(STYLES)))], WILD
+        else:
+            style, how = UNSEEN_STYLE, None
+        drawing = self.drawings[_known(style, self.drawings, "style")][catalogue.thing_of(string)]
+        return drawn(drawing, how.draw(rng) if how else None)
 
 
-def drawn(drawing_rgba: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """A drawing, uint8 [96, 96, 4], on white: uint8 [64, 64, 3]; changed a little where a generator is given."""
-    image = Image.fromarray(drawing_rgba).convert("RGBa")  # colours times opacity: edges mix without a dark rim
-    turn, zoom, shift = np.eye(2), 0.96, np.zeros(2)
-    if rng is not None:
-        angle = np.radians(rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES))
+@dataclass(frozen=True, kw_only=True)
+class Variation:
+    """How much a drawing may differ from how it is stored.
+
+    Attributes:
+      scale: range of sizes. shift: most pixels of a picture to any side. degrees: most it is turned.
+      colour: range of the factors of each primary colour, of saturation, brightness and contrast.
+    """
+
+    scale: tuple[float, float]
+    shift: float
+    degrees: float
+    colour: tuple[float, float]
+
+    def draw(self, rng: np.random.Generator) -> Change:
+        """One of the possible changes."""
+        angle = np.radians(rng.uniform(-self.degrees, self.degrees))
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        turn = turn @ np.diag([rng.choice([-1.0, 1.0]), 1.0])
-        zoom, shift = rng.uniform(*SCALE), rng.uniform(-SHIFT_PIXELS, SHIFT_PIXELS, size=2)
+        return Change(
+            turn=turn @ np.diag([rng.choice([-1.0, 1.0]), 1.0]),
+            scale=rng.uniform(*self.scale),
+            shift=rng.uniform(-self.shift, self.shift, size=2),
+            tint=rng.uniform(*self.colour, size=3),
+            enhance=rng.uniform(*self.colour, size=3),
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Change:
+    """What a drawing is put through: turn [2, 2], scale, shift [2] in pixels, factors of tint [3] and enhancers [3]."""
+
+    turn: np.ndarray
+    scale: float
+    shift: np.ndarray
+    tint: np.ndarray
+    enhance: np.ndarray
+
+
+WILD = Variation(scale=(0.84, 1.04), shift=3.0, degrees=10.0, colour=(0.85, 1.15))
+CALM = Variation(scale=(0.92, 1.0), shift=1.0, degrees=0.0, colour=(0.97, 1.03))
+_AS_IT_IS = Change(turn=np.eye(2), scale=0.96, shift=np.zeros(2), tint=np.ones(3), enhance=np.ones(3))
+
+
+def drawn(drawing_rgba: np.ndarray, change: Change | None) -> np.ndarray:
+    """A drawing, uint8 [96, 96, 4], on white: uint8 [64, 64, 3]; None = as it is, with a narrow margin."""
+    image = Image.fromarray(drawing_rgba).convert("RGBa")  # colours times opacity: edges mix without a dark rim
+    how = change or _AS_IT_IS
     # PIL wants the map from result to source, on (x, y); twice the size first, and then a mean of 2 x 2 pixels.
-    matrix = turn * (TILE / (2 * SIDE * zoom))
-    offset = TILE / 2 - matrix @ (SIDE + 2 * shift)
+    matrix = how.turn * (TILE / (2 * SIDE * how.scale))
+    offset = TILE / 2 - matrix @ (SIDE + 2 * how.shift)
     coefficients = (*matrix[0], offset[0], *matrix[1], offset[1])
     size = (2 * SIDE, 2 * SIDE)
     image = image.transform(size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR)
-    image = image.reduce(2).convert("RGBA")
-    if rng is not None:
-        image = recoloured(image, rng)
+    image = recoloured(image.reduce(2).convert("RGBA"), how)
     picture = Image.new("RGBA", image.size, "white")
     picture.alpha_composite(image)
     return np.asarray(picture.convert("RGB"))
 
 
-def recoloured(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def recoloured(image: Image.Image, how: Change) -> Image.Image:
     """An RGBA image with other tints, saturation, brightness and contrast, its opacity kept."""
     *colours, opacity = image.split()
-    tinted = [
+    bands = [
         band.point([min(255, round(level * tint)) for level in range(256)])
-        for band, tint in zip(colours, rng.uniform(*COLOUR, size=3), strict=True)
+        for band, tint in zip(colours, how.tint, strict=True)
     ]
-    result = Image.merge("RGB", tinted)
-    for enhance in (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast):
-        result = enhance(result).enhance(rng.uniform(*COLOUR))
+    result = Image.merge("RGB", bands)
+    kinds = (ImageEnhance.Color, ImageEnhance.Brightness, ImageEnhance.Contrast)
+    for enhance, factor in zip(kinds, how.enhance, strict=True):
+        result = enhance(result).enhance(factor)
     result.putalpha(opacity)
     return result
 
@@ -160,7 +202,7 @@ def _known(split: str, known: Any, what: str) -> str:
 @cache
 def _load(media: Path) -> ThingsWorld:
     things = sorted(catalogue.THINGS)
-    drawings = {style: _read_atlas(media / f"pictures/{style}.webp", things) for style in TRAIN_STYLES + TEST_STYLES}
+    drawings = {style: _read_atlas(media / f"pictures/{style}.webp", things) for style in (*STYLES, UNSEEN_STYLE)}
     recordings: dict[str, dict[str, dict[str, np.ndarray]]] = {"train": {}, "test": {}}
     index = media / "speech" / "recordings.json"
     for name, places in read_json(index, _REPAIR).items():
