@@ -11,6 +11,7 @@ from aromni_jax.worlds import World
 THINGS = ("apple", "bell", "cat", "dog", "egg")
 SAID = {"train": ("a ", "look at the ", "here is a "), "test": ("where is the ",)}
 COLOURS = {"train": (0, 1), "test": (2,)}  # the channel that a picture is drawn in
+ANSWERS = 1  # the channel that answers are drawn in
 PITCH = {"deep": 120, "high": 360}
 
 

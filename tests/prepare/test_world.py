@@ -17,11 +17,11 @@ from aromni_jax.data import batches, epoch, read_manifest, read_records
 from aromni_jax.errors import UserError
 from aromni_jax.prepare import Codecs, prepare_world
 from aromni_jax.prepare.world import MIXTURE, UNCONDITIONAL
-from aromni_jax.tasks.parts import Speech, Text
+from aromni_jax.tasks.parts import Image, Speech, Text
 from aromni_jax.tasks.templates import TASK_KINDS
 from aromni_jax.vocabulary import TASKS, Modality
 from aromni_jax.worlds.numbers import NumbersWorld
-from tests.small_world import COLOURS, THINGS, BarCodec, ToneCodec, small_world
+from tests.small_world import ANSWERS, COLOURS, THINGS, BarCodec, ToneCodec, small_world
 
 SIZES = {"examples": 400, "held_out": 70}
 
@@ -302,7 +302,7 @@ def _media(v, tokens):
     return [codes for _, codes in sorted(spans)]
 
 
-def test_a_world_of_sentences_is_heard_in_any_voice_and_answers_in_one(small, fake_codecs):
+def test_a_world_is_heard_in_any_voice_and_seen_in_any_style_and_answers_in_one(small, fake_codecs):
     world, prepared = small
     v, voices = prepared[1].vocabulary, collections.Counter()
     for split in ("train", "test"):
@@ -321,7 +321,8 @@ def test_a_world_of_sentences_is_heard_in_any_voice_and_answers_in_one(small, fa
                     assert (THINGS[thing], letters) == (string.split("/")[0], len(world.text(string)))
                     voices[split, "answered" if wanted is Speech else "given", voice] += 1
                 for thing, style in shown:
-                    assert THINGS[thing] == string.split("/")[0] and style in COLOURS[split]
+                    assert THINGS[thing] == string.split("/")[0]
+                    assert style in ((ANSWERS,) if wanted is Image else COLOURS[split])
                 if Text in (given, wanted) and v.eoh in tokens:
                     assert said.endswith(world.text(string))
     assert all(voices[split, "given", voice] > 5 for split in ("train", "test") for voice in (0, 1))
@@ -349,18 +350,20 @@ def test_dialogs_of_sentences_echo_them_and_name_the_thing(small, fake_codecs):
                 thing = string.split("/")[0]
                 assert turns[0] == [world.text(string), f"a {thing}"]
                 assert heard[1:] == [THINGS.index(thing), len(world.text(string))]
-                assert answer == [1, THINGS.index(thing), len(thing) + 2] and picture[0] == THINGS.index(thing)
+                assert answer == [1, THINGS.index(thing), len(thing) + 2]
+                assert picture == [THINGS.index(thing), ANSWERS]
                 media, turns = media[3:], turns[1:]
                 shapes["first"] += 1
             if media:
-                (thing, _), told = media
+                (thing, style), told = media
+                assert style in COLOURS[split]
                 assert turns == [["a " + THINGS[thing]] * 2] and told == [1, thing, len(THINGS[thing]) + 2]
                 shapes["second"] += 1
     assert min(shapes["first"], shapes["second"]) > 5
 
 
-def test_media_are_of_what_is_named_and_of_each_voice(small):
+def test_media_are_of_what_is_named_and_of_each_voice_and_style(small):
     _, (_, manifest) = small
     train = manifest.statistics["train"]
-    assert (train["strings"], train["utterances"], train["pictures"]) == (15, 2 * (300 // 6), 150)
+    assert (train["strings"], train["utterances"], train["pictures"]) == (15, 2 * (300 // 6), 2 * 150)
     assert manifest.request["world"] == "small" and manifest.sequence_length == 256

@@ -200,7 +200,8 @@ def build(out: Path) -> None:
         build_pictures(work, made)
         build_speech(work, made)
         copy(Path("/usr/share/doc/libflite1/copyright"), made / "licences" / "flite.copyright.txt")
-        copy(Path(__file__).parent / "media" / "NOTICE.md", made / "NOTICE.md")
+        for kept in ("NOTICE.md", "licences/fluent-emoji.LICENSE.txt"):
+            copy(Path(__file__).parent / "media" / kept, made / kept)
         groups = {folder: {"sources": sources, "files": sums(made / folder)} for folder, sources in _groups().items()}
         write_json(made / "manifest.json", {"version": 1, "seed": SEED, "groups": groups})
 
