@@ -185,8 +185,11 @@ class SpeechCodec:
         With `lengths` (samples per row; what lies behind is not heard) a list of int32 [ceil(length / hop)].
         Raises UserError: no samples, another shape or dtype, NaN, a length outside 1..n.
         """
-        wave_bn = np.asarray(wave_bn)
-        if wave_bn.ndim != 2 or not wave_bn.size:
+        try:
+            wave_bn = np.asarray(wave_bn)
+        except ValueError as error:
+            raise UserError("speech must be one array: fill short rows up, and give lengths") from error
+        if wave_bn.ndim != 2 or not wave_bn.shape[1]:
             raise UserError(f"speech must be an array [rows, samples] with samples, not {list(wave_bn.shape)}")
         if wave_bn.dtype.kind != "f":
             raise UserError(f"speech has type {wave_bn.dtype}; give floats in [-1, 1]")
@@ -196,7 +199,9 @@ class SpeechCodec:
             raise UserError("speech holds NaN or infinite values")
         rows = self._run(_encode, wave_bn, samples_b, self.hop, _SMALLEST_BUCKET)
         rows = [codes[: -(-samples // self.hop)] for codes, samples in zip(rows, samples_b, strict=True)]
-        return np.stack(rows) if lengths is None else rows
+        if lengths is not None:
+            return rows
+        return np.stack(rows) if rows else np.zeros((0, -(-wave_bn.shape[1] // self.hop)), np.int32)
 
     def decode(
         self, codes: Ragged, lengths: Sequence[int] | None = None, *, width: int = _SMALLEST_BUCKET
@@ -207,9 +212,13 @@ class SpeechCodec:
         Rows are computed as if they had `width` codes at least: calls of many short lengths then compile once.
         Raises UserError: a code out of range, another shape, a length outside 0..T.
         """
+        if isinstance(codes, jax.Array):
+            codes = np.asarray(codes)
         if not isinstance(codes, np.ndarray) and lengths is None:
-            lengths = [len(row) for row in codes]
             rows = [vq.check_codes(row, self.num_codes, "speech") for row in codes]
+            if any(row.ndim != 1 for row in rows):
+                raise UserError(f"speech codes must be rows of codes, not {list(rows[0].shape)} each")
+            lengths = [len(row) for row in rows]
             codes = np.zeros((len(rows), max(lengths, default=0)), np.int32)
             for padded, row in zip(codes, rows, strict=True):
                 padded[: len(row)] = row
@@ -227,7 +236,9 @@ class SpeechCodec:
 
     def _lengths(self, lengths: Sequence[int] | None, data_bn: np.ndarray, what: str) -> np.ndarray:
         rows, size = data_bn.shape
-        lengths_b = np.full(rows, size) if lengths is None else np.asarray(lengths, np.int64)
+        lengths_b = np.full(rows, size) if lengths is None else np.asarray(lengths)
+        if lengths_b.size and lengths_b.dtype.kind not in "iu":
+            raise UserError(f"speech lengths must be whole numbers, not {lengths_b.dtype}")
         smallest = 1 if what == "samples" else 0
         if lengths_b.shape != (rows,) or (rows and not smallest <= lengths_b.min() <= lengths_b.max() <= size):
             raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -124,6 +125,9 @@ def test_no_new_compilation_for_a_new_length(codec, waves):
         (np.zeros((2, 800), np.float32), [800]),
         (np.zeros((1, 800), np.float32), [801]),
         (np.zeros((1, 800), np.float32), [0]),
+        (np.zeros((1, 800), np.float32), [799.5]),
+        (np.zeros((1, 800), np.float32), ["a"]),
+        ([[0.0], [0.0, 1.0]], None),
     ],
 )
 def test_bad_waves(codec, wave, lengths):
@@ -137,15 +141,20 @@ def test_nan_behind_the_end_is_not_heard(codec, waves):
 
 
 def test_bad_codes(codec):
-    for bad in ([np.array([codec.num_codes])], [np.array([-1])], np.zeros(4, np.int32), [np.zeros(3)]):
+    nested = np.zeros((2, 1, 1), np.int32)
+    rows = ([np.array([codec.num_codes])], [np.array([-1])], np.zeros(4, np.int32), [np.zeros(3)], [1, 2], list(nested))
+    for bad in (*rows, jax.numpy.zeros(3, int)):
         with pytest.raises(UserError):
             codec.decode(bad)
     with pytest.raises(UserError):
         codec.decode(np.zeros((2, 4), np.int32), [5, 1])
+    with pytest.raises(UserError, match="different lengths"):
+        codec.decode([[1, 2], [3]], [2, 1])
 
 
 def test_nothing_to_decode(codec):
     assert codec.decode([]) == []
+    assert codec.encode(np.zeros((0, 801))).shape == (0, 3)
     waves = codec.decode([[], np.zeros(2, np.int32)])
     assert [len(wave) for wave in waves] == [0, 800]
 
