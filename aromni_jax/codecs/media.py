@@ -29,7 +29,7 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     """One sound file of any rate and channel count -> float32 [n], mono, at `sample_rate` hertz.
 
     Channels are averaged; the rate is changed with soxr's high-quality resampler; nothing is normalised.
-    Raises UserError: missing, cut off, not a sound file, longer than an hour, no samples, NaN, infinite or absurd samples.
+    Raises UserError: missing, cut off, not a sound file, longer than an hour, no, NaN, infinite or absurd samples.
     """
     path = Path(path)
     _must_be_file(path, "sound")

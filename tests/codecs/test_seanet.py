@@ -54,7 +54,7 @@ def test_lstm_step_by_step():
 
 
 def test_lstm_in_bfloat16_takes_equal_time_for_every_step():
-    """On CPUs a loop that carries a bfloat16 array of all steps converts all of it at every step: minutes, for minutes."""
+    """On CPUs a loop that carries a bfloat16 array of all steps converts all of it at every step."""
     layer, x_btc = Lstm(8, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), jax.ShapeDtypeStruct((1, 40, 8), jnp.float32)
     program = jax.jit(lambda x_btc: layer(x_btc)).lower(x_btc).compile().as_text()
     (loop,) = [line for line in program.splitlines() if " while(" in line]
