@@ -21,6 +21,7 @@ from aromni_jax.errors import UserError
 
 _SMALLEST_BUCKET = 16  # tokens
 _LARGEST_BATCH = 32
+_ROWS_OF_A_STEP = 2  # what the length of a call costs, in rows: measured with WavTokenizer on a CPU
 _TOKENS_PER_CALL = 4096  # bounds the memory of a call; one row may have more
 Ragged = np.ndarray | Sequence[np.ndarray]
 
@@ -260,11 +261,10 @@ class SpeechCodec:
             devices = size // self.batch_sharding.shard_shape((size,))[0]
         results = [np.empty(0)] * len(data_bn)
         waiting = np.argsort(-lengths_b, kind="stable")
-        while len(waiting):
-            width = vq.bucket(-(-int(lengths_b[waiting[0]]) // per_token), least)
-            most = max(1, min(_LARGEST_BATCH, _TOKENS_PER_CALL // width)) * devices
-            rows, waiting = waiting[:most], waiting[most:]
-            padded = np.zeros((vq.bucket(-(-len(rows) // devices)) * devices, width * per_token), data_bn.dtype)
+        widths = [vq.bucket(-(-int(length) // per_token), least) for length in lengths_b[waiting]]
+        for count in _split(widths, devices):
+            (rows, waiting), width = np.split(waiting, [count]), widths[len(data_bn) - len(waiting)]
+            padded = np.zeros((vq.bucket(-(-count // devices)) * devices, width * per_token), data_bn.dtype)
             known = data_bn[rows, : padded.shape[1]]
             padded[: len(rows), : known.shape[1]] = known
             counts = np.zeros(len(padded), np.int32)
@@ -273,6 +273,28 @@ class SpeechCodec:
             for row, values in zip(rows, output[: len(rows)], strict=True):
                 results[row] = values
         return results
+
+
+def _split(widths: Sequence[int], devices: int) -> list[int]:
+    """How many of the rows, longest first, go into each call, so that all calls together take the least time.
+
+    A call's time is that of its tokens, padding included, and of its length: steps that follow each other take their
+    time even for one row. Hence neither one call per row nor short rows beside one long one.
+    """
+    least, counts = [0] * (len(widths) + 1), [0] * len(widths)
+    for first in reversed(range(len(widths))):
+        most = max(1, min(_LARGEST_BATCH, _TOKENS_PER_CALL // widths[first])) * devices
+        times = {
+            count: widths[first] * (vq.bucket(-(-count // devices)) + _ROWS_OF_A_STEP) + least[first + count]
+            for count in range(min(most, len(widths) - first), 0, -1)
+        }
+        counts[first] = min(times, key=times.__getitem__)
+        least[first] = times[counts[first]]
+    calls, first = [], 0
+    while first < len(widths):
+        calls.append(counts[first])
+        first += counts[first]
+    return calls
 
 
 def _read(path_or_name: str | os.PathLike, dtype: str, bandwidth_id: int) -> tuple[Network, vq.Params, str]:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from aromni_jax.codecs import SpeechCodec, folder, spectrum
+from aromni_jax.codecs import SpeechCodec, folder, spectrum, vq
 from aromni_jax.codecs import speech as speech_module
 from aromni_jax.codecs.measure import held_out_utterances, mel_distance, round_trip, speech_figures
 from aromni_jax.errors import UserError
@@ -90,6 +90,22 @@ def test_many_rows_keep_their_order(codec, waves):
     alone = codec.encode(padded(waves), lengths[:6])
     for index, row in enumerate(codes):
         np.testing.assert_array_equal(row, alone[index % 6])
+
+
+def test_mixed_lengths_are_padded_little():
+    """Sorted and cut where a batch is full, these rows took 2.3 times their tokens."""
+    lengths = [584, 460, 388, 316, 264, 216, 160, 124, 108, 88, 72, 52]
+    widths = [vq.bucket(length, 16) for length in lengths]
+
+    def tokens(calls):
+        starts = np.cumsum([0, *calls[:-1]])
+        return sum(widths[start] * vq.bucket(count) for start, count in zip(starts, calls, strict=True))
+
+    calls = speech_module._split(widths, devices=1)
+    assert sum(calls) == len(lengths) and len(calls) <= 6
+    assert tokens(calls) < 1.7 * sum(lengths) and tokens([5, 7]) > 2.3 * sum(lengths)
+    assert speech_module._split([512] * 20, devices=1) == [8, 8, 4], "a batch holds 4096 tokens"
+    assert speech_module._split([16] * 6, devices=4) == [6] and speech_module._split([], devices=1) == []
 
 
 def test_loudness_is_not_coded(codec, waves):
