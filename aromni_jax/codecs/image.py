@@ -201,8 +201,10 @@ class ImageCodec:
         """What `encode` takes -> float32 [B, H, W, C] in [-1, 1]."""
         if isinstance(images, Image.Image):
             images = [images]
+        if isinstance(images, jax.Array):
+            images = np.asarray(images)
         if not isinstance(images, np.ndarray):
-            if not all(isinstance(image, Image.Image) for image in images):
+            if not isinstance(images, Sequence) or not all(isinstance(image, Image.Image) for image in images):
                 raise UserError("pictures must be PIL images or one array of shape [B, H, W] or [B, H, W, C]")
             images = np.stack([self._fit(image) for image in images]) if len(images) else self._empty(np.uint8)
         if images.ndim == 3:

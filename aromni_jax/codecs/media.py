@@ -22,6 +22,7 @@ from aromni_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000
 MAX_SECONDS = 3600.0
+_LOUDEST = 1e6  # 1 is full scale; far beyond any unit that a float file may have, and far from overflow
 _BLENDED_AT_ONCE = 2**20  # pixels; the blend needs 50 bytes for each
 
 
@@ -29,7 +30,7 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     """One sound file of any rate and channel count -> float32 [n], mono, at `sample_rate` hertz.
 
     Channels are averaged; the rate is changed with soxr's high-quality resampler; nothing is normalised.
-    Raises UserError: missing, not a sound file, longer than an hour, no samples, NaN or infinite samples.
+    Raises UserError: missing, cut off, not a sound file, longer than an hour, no, NaN, infinite or absurd samples.
     """
     path = Path(path)
     _must_be_file(path, "sound")
@@ -51,6 +52,10 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     if not np.isfinite(wave_nc).all():
         bad = int(np.flatnonzero(~np.isfinite(wave_nc).all(axis=1))[0])
         raise UserError(f"sound file {path} holds a NaN or infinite value at sample {bad}; export it again")
+    if np.abs(wave_nc).max() > _LOUDEST:
+        raise UserError(
+            f"sound file {path} holds samples of {np.abs(wave_nc).max():.1e}; 1 is full scale: export it again"
+        )
     wave_n = wave_nc.mean(axis=1)
     if rate != sample_rate:
         wave_n = soxr.resample(wave_n, rate, sample_rate, quality="HQ")
@@ -119,6 +124,10 @@ def _picture_errors(name: str) -> Iterator[None]:
 
 def _flatten(image: Image.Image) -> Image.Image:
     """PIL image of any mode -> RGB; transparent parts are blended on white, cut to whole numbers (SPEC 7.3)."""
+    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL's own convert would clip it
+        wide = np.asarray(image, np.float64)
+        grey = np.where(wide == image.info.get("transparency"), 255, (wide / 257).clip(0, 255))
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba_n4 = np.asarray(image.convert("RGBA")).reshape(-1, 4)
         if (rgba_n4[:, 3] < 255).any():
@@ -128,8 +137,6 @@ def _flatten(image: Image.Image) -> Image.Image:
                 alpha_n1 = rgba_n4[part, 3:] / 255  # float64, as in the reference: a float32 would round other values
                 rgb_n3[part] = ((1 - alpha_n1) * 255 + alpha_n1 * rgba_n4[part, :3]).astype(np.uint8)
             return Image.fromarray(rgb_n3.reshape(image.height, image.width, 3))
-    if image.mode.startswith("I;16") or image.mode == "I":  # 16-bit grey: PIL's own convert would clip it
-        return Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 
@@ -198,16 +205,20 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> No
 
 
 def _cut_off(notes: str) -> bool:
-    """Whether libsndfile's notes say that a WAV has fewer bytes than its header promises.
+    """Whether libsndfile's notes say that a file has fewer bytes than its header promises (WAV, AIFF, W64, RF64).
 
     A writer into a pipe cannot know the size and promises (almost) 4 GiB: that file is whole.
     """
-    sizes = re.search(r"^data : (\d+) \(should be (\d+)\)", notes, re.MULTILINE)
-    return sizes is not None and int(sizes[2]) < int(sizes[1]) < 0x7FFFF000
+    sizes = re.findall(r"^ *(?:data|SSND|riff|Riff size) : (\d+) \(should be (\d+)\)", notes, re.MULTILINE)
+    return any(int(there) < int(promised) < 0x7FFFF000 for promised, there in sizes)
 
 
 def _must_be_file(path: Path, what: str) -> None:
-    if not path.exists():
+    try:
+        found = path.exists()
+    except OSError as error:  # a name that no file can have
+        raise UserError(f"{what} file {str(path)[:80]}...: {error.strerror}; check the path") from error
+    if not found:
         raise UserError(f"{what} file {path} does not exist; check the path")
     if not path.is_file():
         raise UserError(f"{what} file {path} is not a file; give the path of one file")

@@ -7,6 +7,7 @@ frames in any batch. Source: SEANet, Tagliasacchi et al. 2020, in the form of En
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,31 @@ _CHUNK = 256  # frames: what of a long wave is in memory at once
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:
     """Of products: float32 means float32 on accelerators too, or codes would depend on the machine."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def in_chunks(
+    function: Callable[[jax.Array, jax.Array | int], jax.Array], x_btc: jax.Array, chunk: int, halo: int
+) -> jax.Array:
+    """`function(x_btc, 0)` with the memory of one chunk, however many frames there are; the same values.
+
+    Args:
+      function: frames [b, n, c] and the number of the first of them -> [b, n, ...]; what it says of a frame depends on
+        `halo` frames to each side and no more.
+      chunk: frames at a time, at least `halo`.
+    """
+    total = x_btc.shape[1]
+    if total <= chunk:
+        return function(x_btc, 0)
+    count, size = -(-total // chunk), chunk + 2 * halo
+    x_btc = jnp.pad(x_btc, ((0, 0), (0, count * chunk + halo - total), (0, 0)))
+
+    def part(index: jax.Array) -> jax.Array:
+        start = jnp.maximum(index * chunk - halo, 0)
+        out_btc = function(jax.lax.dynamic_slice_in_dim(x_btc, start, size, axis=1), start)
+        return jax.lax.dynamic_slice_in_dim(out_btc, index * chunk - start, chunk, axis=1)
+
+    out_pbtc = jax.lax.map(part, jnp.arange(count))
+    return out_pbtc.swapaxes(0, 1).reshape(x_btc.shape[0], count * chunk, -1)[:, :total]
 
 
 class ReflectConv(nnx.Module):
@@ -117,11 +143,14 @@ class Lstm(nnx.Module):
             gates_bg = gates_bg + product(hidden_bc, states_cg)
             enter, forget, candidate, leave = jnp.split(gates_bg, 4, axis=-1)
             cell_bc = jax.nn.sigmoid(forget) * cell_bc + jax.nn.sigmoid(enter) * jnp.tanh(candidate)
-            hidden_bc = (jax.nn.sigmoid(leave) * jnp.tanh(cell_bc)).astype(self.dtype)
-            return (hidden_bc, cell_bc), hidden_bc
+            hidden_bc = jax.nn.sigmoid(leave) * jnp.tanh(cell_bc)
+            return (hidden_bc.astype(self.dtype), cell_bc), hidden_bc
 
+        # What is kept of every step is float32: CPUs have no bfloat16 to write into, and XLA would convert the whole
+        # array, all steps of it, at every step.
         zeros = jnp.zeros((x_btc.shape[0], x_btc.shape[2]))
-        return jax.lax.scan(step, (zeros.astype(self.dtype), zeros), gates_tbg)[1].swapaxes(0, 1)
+        hidden_tbc = jax.lax.scan(step, (zeros.astype(self.dtype), zeros), gates_tbg)[1]
+        return hidden_tbc.astype(self.dtype).swapaxes(0, 1)
 
 
 class Encoder(nnx.Module):
@@ -170,21 +199,12 @@ class Encoder(nnx.Module):
         all strides fall as they do in the whole wave.
         """
         hop = math.prod(self.strides)
-        total = wave_bn.shape[1] // hop
-        if total <= _CHUNK:
-            return self.frames(wave_bn, samples_b)
-        halo = -(-self._reach() // hop)
-        count, size = -(-total // _CHUNK), _CHUNK + 2 * halo
-        wave_bn = jnp.pad(wave_bn, ((0, 0), (0, (count * _CHUNK + halo - total) * hop)))
 
-        def chunk(index: jax.Array) -> jax.Array:
-            start = jnp.maximum(index * _CHUNK - halo, 0)
-            piece_bn = jax.lax.dynamic_slice_in_dim(wave_bn, start * hop, size * hop, axis=1)
-            frames = self.frames(piece_bn, jnp.clip(samples_b - start * hop, 0, size * hop))
-            return jax.lax.dynamic_slice_in_dim(frames, index * _CHUNK - start, _CHUNK, axis=1)
+        def frames(piece_bth: jax.Array, start: jax.Array | int) -> jax.Array:
+            piece_bn = piece_bth.reshape(piece_bth.shape[0], -1)
+            return self.frames(piece_bn, jnp.clip(samples_b - start * hop, 0, piece_bn.shape[1]))
 
-        frames_pbtc = jax.lax.map(chunk, jnp.arange(count))
-        return frames_pbtc.swapaxes(0, 1).reshape(wave_bn.shape[0], count * _CHUNK, -1)[:, :total]
+        return in_chunks(frames, wave_bn.reshape(wave_bn.shape[0], -1, hop), _CHUNK, -(-self._reach() // hop))
 
     def _reach(self) -> int:
         """Samples that a frame can depend on beyond its own, all layers together: an upper bound for either side."""

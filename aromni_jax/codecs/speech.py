@@ -21,6 +21,7 @@ from aromni_jax.errors import UserError
 
 _SMALLEST_BUCKET = 16  # tokens
 _LARGEST_BATCH = 32
+_ROWS_OF_A_STEP = 2  # what the length of a call costs, in rows: measured with WavTokenizer on a CPU
 _TOKENS_PER_CALL = 4096  # bounds the memory of a call; one row may have more
 Ragged = np.ndarray | Sequence[np.ndarray]
 
@@ -185,8 +186,11 @@ class SpeechCodec:
         With `lengths` (samples per row; what lies behind is not heard) a list of int32 [ceil(length / hop)].
         Raises UserError: no samples, another shape or dtype, NaN, a length outside 1..n.
         """
-        wave_bn = np.asarray(wave_bn)
-        if wave_bn.ndim != 2 or not wave_bn.size:
+        try:
+            wave_bn = np.asarray(wave_bn)
+        except ValueError as error:
+            raise UserError("speech must be one array: fill short rows up, and give lengths") from error
+        if wave_bn.ndim != 2 or not wave_bn.shape[1]:
             raise UserError(f"speech must be an array [rows, samples] with samples, not {list(wave_bn.shape)}")
         if wave_bn.dtype.kind != "f":
             raise UserError(f"speech has type {wave_bn.dtype}; give floats in [-1, 1]")
@@ -196,7 +200,9 @@ class SpeechCodec:
             raise UserError("speech holds NaN or infinite values")
         rows = self._run(_encode, wave_bn, samples_b, self.hop, _SMALLEST_BUCKET)
         rows = [codes[: -(-samples // self.hop)] for codes, samples in zip(rows, samples_b, strict=True)]
-        return np.stack(rows) if lengths is None else rows
+        if lengths is not None:
+            return rows
+        return np.stack(rows) if rows else np.zeros((0, -(-wave_bn.shape[1] // self.hop)), np.int32)
 
     def decode(
         self, codes: Ragged, lengths: Sequence[int] | None = None, *, width: int = _SMALLEST_BUCKET
@@ -207,9 +213,13 @@ class SpeechCodec:
         Rows are computed as if they had `width` codes at least: calls of many short lengths then compile once.
         Raises UserError: a code out of range, another shape, a length outside 0..T.
         """
+        if isinstance(codes, jax.Array):
+            codes = np.asarray(codes)
         if not isinstance(codes, np.ndarray) and lengths is None:
-            lengths = [len(row) for row in codes]
             rows = [vq.check_codes(row, self.num_codes, "speech") for row in codes]
+            if any(row.ndim != 1 for row in rows):
+                raise UserError(f"speech codes must be rows of codes, not {list(rows[0].shape)} each")
+            lengths = [len(row) for row in rows]
             codes = np.zeros((len(rows), max(lengths, default=0)), np.int32)
             for padded, row in zip(codes, rows, strict=True):
                 padded[: len(row)] = row
@@ -227,7 +237,9 @@ class SpeechCodec:
 
     def _lengths(self, lengths: Sequence[int] | None, data_bn: np.ndarray, what: str) -> np.ndarray:
         rows, size = data_bn.shape
-        lengths_b = np.full(rows, size) if lengths is None else np.asarray(lengths, np.int64)
+        lengths_b = np.full(rows, size) if lengths is None else np.asarray(lengths)
+        if lengths_b.size and lengths_b.dtype.kind not in "iu":
+            raise UserError(f"speech lengths must be whole numbers, not {lengths_b.dtype}")
         smallest = 1 if what == "samples" else 0
         if lengths_b.shape != (rows,) or (rows and not smallest <= lengths_b.min() <= lengths_b.max() <= size):
             raise UserError(
@@ -249,11 +261,10 @@ class SpeechCodec:
             devices = size // self.batch_sharding.shard_shape((size,))[0]
         results = [np.empty(0)] * len(data_bn)
         waiting = np.argsort(-lengths_b, kind="stable")
-        while len(waiting):
-            width = vq.bucket(-(-int(lengths_b[waiting[0]]) // per_token), least)
-            most = max(1, min(_LARGEST_BATCH, _TOKENS_PER_CALL // width)) * devices
-            rows, waiting = waiting[:most], waiting[most:]
-            padded = np.zeros((vq.bucket(-(-len(rows) // devices)) * devices, width * per_token), data_bn.dtype)
+        widths = [vq.bucket(-(-int(length) // per_token), least) for length in lengths_b[waiting]]
+        for count in _split(widths, devices):
+            (rows, waiting), width = np.split(waiting, [count]), widths[len(data_bn) - len(waiting)]
+            padded = np.zeros((vq.bucket(-(-count // devices)) * devices, width * per_token), data_bn.dtype)
             known = data_bn[rows, : padded.shape[1]]
             padded[: len(rows), : known.shape[1]] = known
             counts = np.zeros(len(padded), np.int32)
@@ -262,6 +273,28 @@ class SpeechCodec:
             for row, values in zip(rows, output[: len(rows)], strict=True):
                 results[row] = values
         return results
+
+
+def _split(widths: Sequence[int], devices: int) -> list[int]:
+    """How many of the rows, longest first, go into each call, so that all calls together take the least time.
+
+    A call's time is that of its tokens, padding included, and of its length: steps that follow each other take their
+    time even for one row. Hence neither one call per row nor short rows beside one long one.
+    """
+    least, counts = [0] * (len(widths) + 1), [0] * len(widths)
+    for first in reversed(range(len(widths))):
+        most = max(1, min(_LARGEST_BATCH, _TOKENS_PER_CALL // widths[first])) * devices
+        times = {
+            count: widths[first] * (vq.bucket(-(-count // devices)) + _ROWS_OF_A_STEP) + least[first + count]
+            for count in range(min(most, len(widths) - first), 0, -1)
+        }
+        counts[first] = min(times, key=times.__getitem__)
+        least[first] = times[counts[first]]
+    calls, first = [], 0
+    while first < len(widths):
+        calls.append(counts[first])
+        first += counts[first]
+    return calls
 
 
 def _read(path_or_name: str | os.PathLike, dtype: str, bandwidth_id: int) -> tuple[Network, vq.Params, str]:

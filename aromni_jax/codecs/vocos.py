@@ -13,10 +13,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from aromni_jax.codecs import spectrum
-from aromni_jax.codecs.seanet import precision
+from aromni_jax.codecs.seanet import in_chunks, precision
 
 GROUPS = 32
 _EPSILON = 1e-6  # of every norm here
+_DEPTHWISE = 7  # kernel, in frames
+_CHUNK = 2048  # frames: what of a long utterance is in memory at once, where that is possible
 _QUERIES = 512  # frames whose attention weights are in memory at once
 _LOUDEST = 100.0  # magnitudes above are cut off
 
@@ -115,7 +117,7 @@ class ConvNeXtBlock(nnx.Module):
 
     def __init__(self, channels: int, hidden: int, conditions: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         linear = functools.partial(nnx.Linear, dtype=dtype, precision=precision(dtype), rngs=rngs)
-        self.depthwise = FrameConv(channels, channels, 7, groups=channels, dtype=dtype, rngs=rngs)
+        self.depthwise = FrameConv(channels, channels, _DEPTHWISE, groups=channels, dtype=dtype, rngs=rngs)
         self.norm = AdaptiveLayerNorm(channels, conditions)
         self.widen, self.narrow = linear(channels, hidden), linear(hidden, channels)
         self.gamma = nnx.Param(jnp.ones(channels))
@@ -151,19 +153,43 @@ class Decoder(nnx.Module):
         self.out = nnx.Linear(channels, window + 2, precision=jax.lax.Precision.HIGHEST, rngs=rngs)
         self.hop, self.window = hop, window
 
-    def __call__(self, x_btc: jax.Array, mask_bt1: jax.Array, condition: int) -> jax.Array:
-        """float32 [b, t, inputs] -> float32 [b, t * hop], zero behind a row's end."""
-        log_magnitude_btq, phase_btq = jnp.split(self.out(self.frames(x_btc, mask_bt1, condition)), 2, axis=-1)
+    def __call__(self, x_btc: jax.Array, frames_b: jax.Array, condition: int) -> jax.Array:
+        """float32 [b, t, inputs] -> float32 [b, t * hop], zero behind a row's frames."""
+
+        def samples(piece_btc: jax.Array, start: jax.Array | int) -> jax.Array:
+            mask_bt1 = mask(frames_b - start, piece_btc.shape[1])
+            wave_bn = self.head(self.sharpen(piece_btc, mask_bt1, condition), mask_bt1)
+            return wave_bn.reshape(*piece_btc.shape[:2], self.hop)
+
+        wave_bth = in_chunks(samples, self.blend(x_btc, mask(frames_b, x_btc.shape[1])), _CHUNK, self.reach())
+        return wave_bth.reshape(x_btc.shape[0], -1)
+
+    def blend(self, x_btc: jax.Array, mask_bt1: jax.Array) -> jax.Array:
+        """What looks at the whole utterance: [b, t, inputs] -> float32 [b, t, channels]."""
+        x = self.embed(x_btc, mask_bt1)
+        for block in self.mix:
+            x = block(x, mask_bt1)
+        return self.mix_norm(x, mask_bt1)
+
+    def sharpen(self, x_btc: jax.Array, mask_bt1: jax.Array, condition: int) -> jax.Array:
+        """What looks at neighbours only: float32 [b, t, channels], twice."""
+        x = self.norm(x_btc, condition)
+        for block in self.blocks:
+            x = block(x, mask_bt1, condition)
+        return self.final_norm(x)
+
+    def head(self, x_btc: jax.Array, mask_bt1: jax.Array) -> jax.Array:
+        """float32 [b, t, channels] -> samples [b, t * hop]."""
+        log_magnitude_btq, phase_btq = jnp.split(self.out(x_btc), 2, axis=-1)
         magnitude_btq = jnp.minimum(jnp.exp(log_magnitude_btq), _LOUDEST)
         spectrum_btq = jax.lax.complex(magnitude_btq * jnp.cos(phase_btq), magnitude_btq * jnp.sin(phase_btq))
         return spectrum.istft(spectrum_btq, self.hop, self.window, mask_bt1)
 
-    def frames(self, x_btc: jax.Array, mask_bt1: jax.Array, condition: int) -> jax.Array:
-        """All but the head: float32 [b, t, inputs] -> float32 [b, t, channels]."""
-        x = self.embed(x_btc, mask_bt1)
-        for block in self.mix:
-            x = block(x, mask_bt1)
-        x = self.norm(self.mix_norm(x, mask_bt1), condition)
-        for block in self.blocks:
-            x = block(x, mask_bt1, condition)
-        return self.final_norm(x)
+    def reach(self) -> int:
+        """Frames to each side of its own that the samples of a frame depend on, behind `blend`."""
+        return len(self.blocks) * (_DEPTHWISE // 2) + self.window // self.hop // 2
+
+
+def mask(frames_b: jax.Array, size: int) -> jax.Array:
+    """1 for frames that exist, 0 behind them: float32 [b, size, 1]."""
+    return (jnp.arange(size)[None] < frames_b[:, None])[..., None].astype(jnp.float32)

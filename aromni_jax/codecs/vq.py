@@ -122,7 +122,10 @@ def perplexity_of_use(use_k: np.ndarray) -> float:
 
 def check_codes(codes: np.ndarray | Sequence, num_codes: int, what: str) -> np.ndarray:
     """int32 copy of codes; UserError unless they are whole numbers in [0, num_codes)."""
-    codes = np.asarray(codes)
+    try:
+        codes = np.asarray(codes)
+    except ValueError as error:
+        raise UserError(f"{what} codes are rows of different lengths; give an array") from error
     if codes.dtype.kind not in "iu" and codes.size:
         raise UserError(f"{what} codes must be whole numbers, not {codes.dtype}")
     if codes.size and not (codes.min() >= 0 and codes.max() < num_codes):

@@ -174,8 +174,7 @@ class WavTokenizer:
     def decode(self, params: vq.Params, codes_bt: jax.Array, tokens_b: jax.Array) -> jax.Array:
         """int32 [b, t] -> float32 [b, t * hop], zero behind a row's tokens."""
         net = vq.with_params(self.build, params["net"])
-        mask_bt1 = (jnp.arange(codes_bt.shape[1])[None] < tokens_b[:, None])[..., None].astype(jnp.float32)
-        return net.decoder(params["codebook"][codes_bt], mask_bt1, self.bandwidth_id)
+        return net.decoder(params["codebook"][codes_bt], tokens_b, self.bandwidth_id)
 
     def build(self, rngs: nnx.Rngs) -> WavTokenizerNet:
         """The module; nothing is computed under `nnx.eval_shape`."""

@@ -1,6 +1,7 @@
 """The image codec: shapes, ranges, sizes, and what the shipped weights can do."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -47,6 +48,7 @@ def test_all_forms_of_a_picture_give_the_same_codes(codec, pictures):
     forms = [
         pictures[:3, ..., None],
         pictures[:3].astype(np.float64) / 127.5 - 1,
+        jax.numpy.asarray(pictures[:3]),
         [Image.fromarray(picture) for picture in pictures[:3]],
         [Image.fromarray(picture).convert("RGB") for picture in pictures[:3]],
     ]
@@ -88,6 +90,8 @@ def test_more_pictures_than_one_batch_holds(codec, pictures):
         np.zeros((1, 28, 56), np.int32),
         np.full((1, 28, 56), np.nan),
         ["a.png"],
+        pathlib.Path("a.png"),
+        None,
     ],
 )
 def test_bad_pictures(codec, images):
@@ -97,7 +101,7 @@ def test_bad_pictures(codec, images):
 
 def test_bad_codes(codec):
     good = np.zeros((1, codec.tokens_per_image), np.int32)
-    for bad in (good[:, :-1], good[0], good + codec.num_codes, good - 1, good.astype(np.float32)):
+    for bad in (good[:, :-1], good[0], good + codec.num_codes, good - 1, good.astype(np.float32), [[1], [1, 2]]):
         with pytest.raises(UserError):
             codec.decode(bad)
 

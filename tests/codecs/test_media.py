@@ -68,6 +68,13 @@ def bad_audio(folder, kind):
         path.write_bytes(path.read_bytes()[:30])
     elif kind == "folder":
         path.mkdir()
+    elif kind in ("aiff", "w64", "rf64"):
+        path = path.with_suffix(".wav" if kind == "rf64" else f".{kind}")
+        soundfile.write(path, tone(16_000), 16_000, format=kind.upper())
+        assert len(media.read_audio(path, 16_000)) == 8000
+        path.write_bytes(path.read_bytes()[:3000])
+    elif kind == "absurd":
+        soundfile.write(path, np.full((100, 2), 3e38), 16_000, subtype="FLOAT")
     elif kind == "cut_flac":
         path = path.with_suffix(".flac")
         soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 16_000), 16_000)
@@ -75,7 +82,10 @@ def bad_audio(folder, kind):
     return path
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "empty", "nothing", "nan", "cut", "header", "folder", "cut_flac"])
+BAD = ["missing", "text", "empty", "nothing", "nan", "absurd", "folder"]
+
+
+@pytest.mark.parametrize("kind", [*BAD, "cut", "header", "cut_flac", "aiff", "w64", "rf64"])
 def test_bad_audio_is_one_line(tmp_path, kind):
     path = bad_audio(tmp_path, kind)
     with pytest.raises(UserError) as caught:
@@ -103,6 +113,19 @@ def test_image_is_turned_upright(tmp_path):
 def test_sixteen_bit_grey_is_scaled(tmp_path):
     Image.fromarray(np.full((4, 4), 257 * 100, np.uint16)).save(tmp_path / "a.png")
     assert np.asarray(media.read_image(tmp_path / "a.png")).max() == 100
+
+
+def test_transparent_sixteen_bit_grey_lies_on_white(tmp_path):
+    """PIL hands the one transparent value through, and its own convert does not look at it."""
+    image = Image.fromarray(np.array([[257 * 100, 257 * 50]], np.uint16))
+    image.info["transparency"] = 257 * 100
+    assert np.asarray(media.to_rgb(image))[0, :, 0].tolist() == [255, 50]
+
+
+@pytest.mark.parametrize("read", [media.read_image, lambda path: media.read_audio(path, 8000)])
+def test_a_name_that_no_file_can_have(tmp_path, read):
+    with pytest.raises(UserError, match="File name too long"):
+        read(tmp_path / ("a" * 5000))
 
 
 def bad_image(folder, kind):

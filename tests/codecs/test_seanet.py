@@ -53,6 +53,14 @@ def test_lstm_step_by_step():
         np.testing.assert_allclose(output, hidden, atol=1e-6)
 
 
+def test_lstm_in_bfloat16_takes_equal_time_for_every_step():
+    """On CPUs a loop that carries a bfloat16 array of all steps converts all of it at every step."""
+    layer, x_btc = Lstm(8, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), jax.ShapeDtypeStruct((1, 40, 8), jnp.float32)
+    program = jax.jit(lambda x_btc: layer(x_btc)).lower(x_btc).compile().as_text()
+    (loop,) = [line for line in program.splitlines() if " while(" in line]
+    assert "f32[40,1,8]" in loop and "bf16[40,1,8]" not in loop
+
+
 @pytest.fixture(scope="module")
 def encoder():
     return jax.jit(lambda: Encoder(4, 8, (2, 3), 2, dtype=jnp.float32, rngs=nnx.Rngs(0)))()

@@ -77,7 +77,8 @@ def test_waves_of_the_reference(case, bandwidth):
 def test_frames_before_the_head(codec, net):
     vectors = codec.codebook[GOLDEN["b/codes"][0]]
     mask = np.ones((*vectors.shape[:2], 1), np.float32)
-    found = jax.jit(lambda vectors: net.decoder.frames(vectors, mask, CASES["b"]))(vectors)
+    decoder = net.decoder
+    found = jax.jit(lambda vectors: decoder.sharpen(decoder.blend(vectors, mask), mask, CASES["b"]))(vectors)
     np.testing.assert_allclose(found, GOLDEN["b/backbone_out"], atol=1e-4)
 
 
