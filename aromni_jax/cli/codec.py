@@ -150,7 +150,7 @@ def _bar(total: int, what: str) -> tqdm.tqdm:
 
 
 def _say(line: str) -> None:
-    """On stderr, above the bar if there is one."""
+    """One line on stderr, above the bar if there is one; a file's name may hold line ends."""
     import tqdm
 
-    tqdm.tqdm.write(line, file=sys.stderr)
+    tqdm.tqdm.write(" ".join(line.split()), file=sys.stderr)

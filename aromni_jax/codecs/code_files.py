@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from aromni_jax.codecs.media_files import Kind, is_inside
 from aromni_jax.errors import UserError
 
 SUFFIX = ".codes.jsonl"
+MARK = "aromni_jax codec"  # what the comments of decoded files begin with
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ class CodeRecord:
     @property
     def mark(self) -> str:
         """Written into a file that is decoded from it: changes with the codec, the codes and the length."""
-        return f"aromni_jax codec {self.codec} codes {store.sha256(self.codes.tobytes() + b'%d' % self.samples)[:16]}"
+        return f"{MARK} {self.codec} codes {store.sha256(self.codes.tobytes() + b'%d' % self.samples)[:16]}"
 
 
 def write_codes(path: str | os.PathLike, record: CodeRecord) -> None:
@@ -60,7 +62,8 @@ def write_codes(path: str | os.PathLike, record: CodeRecord) -> None:
     row |= {"samples": record.samples} if record.kind == "speech" else {}
     row |= {"figures": dict(record.figures)} if record.figures else {}
     text = json.dumps(row | {"codes": record.codes.tolist()}, ensure_ascii=False, separators=(", ", ": ")) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    # A name that is no UTF-8 has lone surrogates: "backslashreplace" writes them as JSON does.
+    write_atomic(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 def read_codes(path: str | os.PathLike) -> Iterator[tuple[str, CodeRecord | UserError]]:
@@ -95,6 +98,8 @@ def _record(row: Any) -> CodeRecord:
         raise ValueError("codes are no flat list of whole numbers")
     if not isinstance(samples, int) or not isinstance(codec, str) or not isinstance(figures, dict):
         raise TypeError("samples, codec or figures of a wrong type")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in figures.values()):
+        raise ValueError("a figure is no number")
     codes = given.astype(np.int32)
     if not np.array_equal(codes, given):
         raise ValueError("a code is too large")

@@ -179,20 +179,25 @@ def write_png(path: str | os.PathLike, image: Image.Image | np.ndarray, comment:
 
 def read_comment(path: str | os.PathLike) -> str:
     """The comment of a file of `write_png` or `write_wav`; "" when there is none, or no such file."""
+    if not Path(path).is_file():
+        return ""
     try:
         if Path(path).suffix == ".png":
-            with Image.open(path) as opened:
-                return str(opened.info.get("Comment", ""))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(path) as opened:
+                    return str(opened.info.get("Comment", ""))
         with soundfile.SoundFile(path) as file:
             return file.comment
-    except (OSError, SyntaxError, ValueError, soundfile.SoundFileError):  # not whole: PIL has three kinds for it
+    except Exception:  # not whole, or not ours: PIL has many kinds for it
         return ""
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Calls `write(temporary path in the same folder)` and renames the result to `path`."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    # Of a long name the beginning only: the temporary one must not be too long where the name itself is not.
+    temporary = path.with_name(f".{path.name[:32]}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)

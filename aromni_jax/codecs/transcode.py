@@ -1,16 +1,17 @@
 """Files to codes, codes to files, and there and back: in batches of about one length, going on where it stopped.
 
 Each result is written whole or not at all, a batch at a time. A result that is there, made by the same codec from what
-is there now, is not made again. Files of a batch are read in threads while the codec works on the batch before.
+is there now (its codes bear the time of their source), is not made again. Files of a batch are read in threads while the codec works on the batch before.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from aromni_jax.codecs import media_files, vq
-from aromni_jax.codecs.code_files import SUFFIX, CodeRecord, read_codes, write_codes
+from aromni_jax.codecs.code_files import MARK, SUFFIX, CodeRecord, read_codes, write_codes
 from aromni_jax.codecs.file_codec import FileCodec
 from aromni_jax.codecs.media import read_comment
 from aromni_jax.codecs.media_files import Kind, MediaFile
@@ -27,6 +28,7 @@ from aromni_jax.errors import UserError
 
 _THREADS = 4
 _MOST_ROWS = 256
+_SAME_TIME = 1_000_000  # nanoseconds: not every file system keeps them all
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 Codecs = Mapping[Kind, FileCodec]
@@ -140,7 +142,7 @@ def encode_files(files: Sequence[MediaFile], codecs: Codecs, out: Path, bar: Bar
     for codec, batch in _media_batches(todo, codecs, bar, count):
         sources, prepared = zip(*batch, strict=True)
         records = _records(codec, sources, codec.encode(prepared), prepared)
-        _in_threads(write_codes, [target[file] for file in sources], records)
+        _in_threads(_write_codes, [target[file] for file in sources], records, sources)
         count.made += len(batch)
 
 
@@ -164,7 +166,8 @@ def decode_records(
 ) -> None:
     """`out`/source with the suffix .png or .wav for each of the (place, record).
 
-    Raises UserError: two records with one output, a record of another codec, a codec without a decoder.
+    Raises UserError: two records with one output, one that would replace a file of another origin, a record of another
+    codec, a codec without a decoder.
     """
     for place, record in records:
         own = codecs[record.kind].fingerprint
@@ -176,6 +179,7 @@ def decode_records(
     media_files.check_distinct([(place, path) for (place, _), path in zip(records, target, strict=True)], [])
     rows = [(place, record, path) for (place, record), path in zip(records, target, strict=True)]
     todo = [row for row in rows if read_comment(row[2]) != row[1].mark]
+    _check_ours(path for *_, path in todo)
     count.kept += len(rows) - len(todo)
     for kind, codec in codecs.items():
         mine = [row for row in todo if row[1].kind == kind]
@@ -210,11 +214,12 @@ def round_trip_files(
             records[file] = record
     count.kept += len(records)
     todo = [file for file in files if file not in records]
+    _check_ours(copies[file] for file in todo)
     for codec, batch in round_trips(todo, codecs, bar, count):
 
         def write(trip: RoundTrip, codec: FileCodec = codec) -> None:
             codec.write(copies[trip.file], trip.copy, trip.record.mark)
-            write_codes(codes[trip.file], trip.record)
+            _write_codes(codes[trip.file], trip.record, trip.file)
 
         _in_threads(write, batch)
         records |= {trip.file: trip.record for trip in batch}
@@ -273,10 +278,23 @@ def _media_name(name: str, codec: FileCodec) -> str:
     return str(Path(name).with_suffix(codec.suffix))
 
 
+def _check_ours(paths: Iterable[Path]) -> None:
+    """UserError for a file that decoding would replace and never made: the original may lie there."""
+    for path in paths:
+        if path.is_file() and not read_comment(path).startswith(MARK):
+            raise UserError(f"{path} is there, and no decoding made it: choose another --out")
+
+
+def _write_codes(path: Path, record: CodeRecord, file: MediaFile) -> None:
+    """They bear the time of their source: a later call sees whether it changed, or another of its name was meant."""
+    write_codes(path, record)
+    os.utime(path, ns=(file.changed, file.changed))
+
+
 def _encoded(file: MediaFile, codec: FileCodec, path: Path) -> CodeRecord | None:
-    """The codes of a file, if they are there, made by this codec, and no older than the file."""
+    """The codes of a file, if they are there, made by this codec, and of the file as it is now."""
     try:
-        if path.stat().st_mtime < file.path.stat().st_mtime:
+        if abs(path.stat().st_mtime_ns - file.changed) >= _SAME_TIME:
             return None
         ((_, record),) = read_codes(path)
     except (OSError, ValueError, UserError):  # none there, more than one line, or not made by us: made anew

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,7 +67,7 @@ class Chosen:
         few = shown if len(files) <= shown else shown - shown // 2
         self._spread = {files[int(at)] for at in np.linspace(0, len(files) - 1, min(few, len(files)))}
         self._among: list[RoundTrip] = []
-        self._worst: list[tuple[float, str, RoundTrip]] = []
+        self._worst: list[tuple[float, str, str, RoundTrip]] = []
 
     def offer(self, trip: RoundTrip) -> None:
         """One of all, which is kept or not."""
@@ -74,14 +75,15 @@ class Chosen:
             self._among.append(trip)
             return
         badness = -self._sign * trip.record.figures[self._figure]
-        heapq.heappush(self._worst, (badness, str(trip.file.path), trip))
+        # A file may come under two names, as one of a folder and of a folder below it.
+        heapq.heappush(self._worst, (badness, str(trip.file.path), trip.file.name, trip))
         if len(self._worst) > self._shown:
             heapq.heappop(self._worst)
 
     def trips(self) -> list[tuple[RoundTrip, str]]:
         """(round trip, why it is here): those spread over all by name, then the worst, worst first."""
         among = sorted(self._among, key=lambda trip: trip.file.name)
-        worst = [trip for *_, trip in sorted(self._worst, key=lambda row: row[:2], reverse=True)]
+        worst = [trip for *_, trip in sorted(self._worst, key=lambda row: row[:3], reverse=True)]
         rest = worst[: self._shown - len(among)]  # more than half where some of those chosen could not be read
         return [(trip, "") for trip in among] + [(trip, "among the worst") for trip in rest]
 
@@ -95,12 +97,14 @@ def write_codec_report(
       name: of the codec, as it was given. count: gets what becomes of the files.
 
     Raises:
-      UserError: jinja2 is not installed, `path` is a folder, a codec without a decoder, or no file can be read.
+      UserError: jinja2 is not installed, `path` is a folder or an input, a codec without a decoder, or no file can be read.
     """
     if shown < 1:
         raise UserError(f"--shown {shown}: the page shows one file at least")
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of the page, such as {path / 'codec.html'}")
+    if os.path.realpath(path) in {os.path.realpath(file.path) for file in files}:
+        raise UserError(f"{path} is one of the inputs: give another name of the page")
     template = report_html.renderer("codec_report.html")
     for codec in codecs.values():
         codec.decode([])  # raises now what it would raise after the first batch

@@ -31,7 +31,7 @@ def renderer(template: str) -> Callable[[Mapping[str, Any]], bytes]:
     style, script = (environment.get_template(f"report_{part}.html").render() for part in ("style", "script"))
     frame = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
     body = environment.get_template(template)
-    return lambda page: body.render({**page, **frame}).encode()
+    return lambda page: body.render({**page, **frame}).encode("utf-8", "replace")  # names of files may be no text
 
 
 def _hash(text: str) -> str:

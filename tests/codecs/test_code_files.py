@@ -15,7 +15,7 @@ GOOD = {"source": "a/b.flac", "kind": "speech", "codec": "0123", "samples": 9, "
 
 @settings(max_examples=30)
 @given(
-    st.sampled_from(["a.png", "a/ü b.flac", "…/'\".wav"]),
+    st.sampled_from(["a.png", "a/ü b.flac", "…/'\".wav", "new\nline.wav", "no\udcfftext.wav"]),
     st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9),
     st.integers(0, 99),
     st.dictionaries(st.sampled_from("ab"), st.floats(-99, 99)),
@@ -64,6 +64,8 @@ def test_the_mark_changes_with_codec_codes_and_length():
         (GOOD | {"codes": [2**40]}, "too large"),
         (GOOD | {"codes": [2**70]}, "flat list"),
         (GOOD | {"samples": "9"}, "wrong type"),
+        (GOOD | {"figures": {"psnr_db": "high"}}, "no number"),
+        (GOOD | {"figures": {"psnr_db": float("nan")}}, "no number"),
         ({key: value for key, value in GOOD.items() if key != "codec"}, "no 'codec'"),
     ],
 )

@@ -34,6 +34,13 @@ def test_comments_come_back_and_change_nothing_else(tmp_path):
     assert [media.read_comment(tmp_path / name) for name in ("a.png", "a.wav", "b.png", "none.wav")] == [""] * 4
 
 
+def test_a_huge_picture_has_no_comment_and_a_long_name_can_be_written(tmp_path, monkeypatch):
+    media.write_png(tmp_path / "huge.png", np.zeros((9, 9), np.uint8), comment="x")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
+    assert media.read_comment(tmp_path / "huge.png") == ""
+    media.write_wav(tmp_path / ("a" * 251 + ".wav"), tone(8000), 8000)
+
+
 def test_wav_is_clipped_not_wrapped(tmp_path):
     media.write_wav(tmp_path / "a.wav", np.array([2.0, -2.0]), 8000)
     np.testing.assert_allclose(media.read_audio(tmp_path / "a.wav", 8000), [1.0, -1.0], atol=1e-4)

@@ -37,6 +37,7 @@ def names(rows):
 
 def test_media_are_told_by_what_they_are(folder):
     files, passed = media_files.media(media_files.find([folder]), ["image", "speech"])
+    assert all(file.changed == file.path.stat().st_mtime_ns for file in files)
     assert {file.name: (file.kind, file.seconds) for file in files} == {
         "a.png": ("image", 0),
         "deep/picture.dat": ("image", 0),
@@ -76,10 +77,32 @@ def test_each_file_once_and_none_missing(folder):
 
 
 def test_outputs_fall_neither_together_nor_on_an_input(tmp_path):
-    with pytest.raises(UserError, match=r"^a and b would both be written to .*x: give them in two calls"):
+    with pytest.raises(UserError, match=r"^a and b would both be written to .*x: rename one, or give them in two"):
         media_files.check_distinct([("a", tmp_path / "x"), ("b", tmp_path / "x")], [])
     with pytest.raises(UserError, match="would replace the input"):
         media_files.check_distinct([("a", tmp_path / "x")], [tmp_path / "y" / ".." / "x"])
+    with pytest.raises(UserError, match="too long a name"):
+        media_files.check_distinct([("a", tmp_path / ("é" * 128))], [])
+
+
+def test_links_that_lead_nowhere_are_named_and_pipes_passed_over(tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "gone.wav").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    found = media_files.find([tmp_path])
+    assert names(found) == ["gone.wav", "loop.png"]
+    assert [file.changed for file in media_files.media(found, ["image", "speech"])[0]] == [0, 0]
+    (given,), _ = media_files.media(media_files.find([tmp_path / "pipe.png"]), ["image"])
+    assert given.kind == "image", "its reader says that it is no file"
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match="cannot look into .*Permission denied"):
+        media_files.find([tmp_path])
 
 
 @given(st.lists(st.sampled_from(["a", "..", ".", "", "b.c"]), min_size=1, max_size=5).map("/".join))

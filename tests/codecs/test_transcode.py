@@ -1,7 +1,7 @@
 """Work on files: batches, what is skipped, what is named, and what an interruption leaves. The codec is a fake."""
 
 import contextlib
-import os
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +73,13 @@ def files(tmp_path, monkeypatch):
         path = tmp_path / "in" / f"{size}.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text(" ".join(map(str, range(size))) if size != 4 else "bad")
-        found.append(MediaFile(path, f"deep/{path.name}", "speech", size))
+        found.append(MediaFile(path, f"deep/{path.name}", "speech", size, changed=10**18))
     return found
+
+
+def later(file, nanoseconds=10**9):
+    """The file as it is found after a change."""
+    return dataclasses.replace(file, changed=file.changed + nanoseconds)
 
 
 def bar(total, what):
@@ -101,15 +106,14 @@ def test_batches_are_bounded_and_of_about_one_length(files, tmp_path):
     assert len(list(out.rglob("*.*"))) == 6
 
 
-def test_what_is_there_is_made_anew_only_by_another_codec_or_of_a_newer_file(files, tmp_path):
+def test_what_is_there_is_made_anew_only_by_another_codec_or_of_a_changed_file(files, tmp_path):
     out = tmp_path / "out"
     encode(files, Fake(), out)
     codec = Fake()
     assert encode(files, codec, out).kept == 6 and not codec.log
-    os.utime(files[0].path, (2e9, 2e9))
     (out / "deep" / f"7.txt{SUFFIX}").write_text("{}")
-    encode(files, codec, out)
-    assert sorted(codec.log) == [[3], [7]]
+    encode([later(files[0]), later(files[1], -(10**9)), *files[2:]], codec, out)
+    assert sorted(codec.log) == [[3, 1], [7]], "also one that is older now: it may be another file of that name"
     other = Fake("4567")
     assert encode(files, other, out).made == 6
 
@@ -142,8 +146,7 @@ def test_decoding(files, tmp_path):
     encode(files, Fake(), tmp_path / "codes")
     paths, out, codec = sorted((tmp_path / "codes" / "deep").iterdir()), tmp_path / "out", Fake()
     files[0].path.write_text("13 0 0")
-    os.utime(files[0].path, (2e9, 2e9))
-    encode(files, Fake(), tmp_path / "codes")
+    encode([later(files[0]), *files[1:]], Fake(), tmp_path / "codes")
     (tmp_path / "broken").write_text("{")
     done = decode([*paths, tmp_path / "broken"], codec, out)
     assert codec.log == [[7], [6, 5], [2, 1]] and done.made == 5
@@ -156,6 +159,18 @@ def test_decoding(files, tmp_path):
         decode(paths, Fake("4567"), out)
     with pytest.raises(UserError, match="would both be written to"):
         decode([paths[0], paths[0]], codec, out)
+
+
+def test_decoding_replaces_nothing_that_it_did_not_make(files, tmp_path):
+    encode(files[:1], Fake(), tmp_path / "codes")
+    original = tmp_path / "out" / "deep" / "3.wav"
+    original.parent.mkdir(parents=True)
+    original.write_text("the only recording")
+    with pytest.raises(UserError, match=r"3\.wav is there, and no decoding made it"):
+        decode([tmp_path / "codes" / "deep" / f"3.txt{SUFFIX}"], Fake(), tmp_path / "out")
+    with pytest.raises(UserError, match=r"3\.wav is there, and no decoding made it"):
+        transcode.round_trip_files(files[:1], {"speech": Fake()}, tmp_path / "out", bar, count())
+    assert original.read_text() == "the only recording"
 
 
 def test_marks_of_other_codes_are_not_taken_for_ones_own(files, tmp_path):

@@ -119,6 +119,21 @@ def test_half_is_spread_over_all_and_half_the_worst():
     assert [trip.record.figures["psnr_db"] for trip, why in trips if why] == [20, 21, 21, 22]
 
 
+def test_one_file_under_two_names(codecs, tmp_path):
+    files, fakes = codecs
+    twin = dataclasses.replace(files[1], name="deep/c.png")
+    fakes["image"].rows["deep/c.png"] = fakes["image"].rows["c.png"]
+    page, _ = write(tmp_path / "page.html", [files[0], files[1], twin, files[2]], {"image": fakes["image"]}, shown=2)
+    assert "2 of 4 are shown" in page
+
+
+def test_a_name_that_is_no_text_is_shown_all_the_same(codecs, tmp_path):
+    files, fakes = codecs
+    odd = dataclasses.replace(files[1], name="no\udcfftext.png")
+    fakes["image"].rows[odd.name] = fakes["image"].rows["c.png"]
+    assert "no?text.png" in write(tmp_path / "page.html", [odd], {"image": fakes["image"]})[0]
+
+
 def test_bad_calls_fail_before_the_work(codecs, tmp_path, monkeypatch):
     files, fakes = codecs
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"aromni_jax\[demo\]"):
@@ -126,6 +141,8 @@ def test_bad_calls_fail_before_the_work(codecs, tmp_path, monkeypatch):
         write(tmp_path / "page.html", files, {})
     with pytest.raises(UserError, match="is a folder: give the name of the page"):
         write(tmp_path, files, fakes)
+    with pytest.raises(UserError, match=r"c\.png is one of the inputs"):
+        write(tmp_path / "c.png", files, fakes)
     with pytest.raises(UserError, match="--shown 0"):
         write(tmp_path / "page.html", files, fakes, shown=0)
     with pytest.raises(UserError, match="none of the 1 files could be read"):
