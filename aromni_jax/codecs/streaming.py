@@ -53,7 +53,7 @@ class SpeechStream:
             )
         self._codec = codec
         self._window, self._lookahead, self._step = window, lookahead, step
-        self._codes = np.zeros(0, np.int32)  # from the first that a window may still need
+        self._codes = np.zeros(0, np.int64)  # from the first that a window may still need
         self._done = 0  # of them, how many have come out as samples
         self._beyond = np.zeros(0, np.float32)  # what the last window said about the code behind its part
         self._part = first
@@ -69,7 +69,7 @@ class SpeechStream:
         codes = np.asarray(codes)
         if codes.ndim != 1 or (codes.size and codes.dtype.kind not in "iu"):
             raise UserError(f"a stream takes one row of whole numbers, not {codes.dtype} {list(codes.shape)}")
-        self._codes = np.concatenate([self._codes, codes.astype(np.int32)])
+        self._codes = np.concatenate([self._codes, codes.astype(np.int64)])
         pieces = [np.zeros(0, np.float32)]
         while len(self._codes) - self._done >= self._part + self._lookahead:
             pieces.append(self._emit(self._part))

@@ -22,6 +22,10 @@ _CODEBOOK = "feature_extractor.encodec.quantizer.vq.layers.0._codebook."
 # looked at.
 _WHOLE = (_ENCODER, "feature_extractor.encodec.quantizer.", "backbone.", "head.")
 
+# What the two halves of a weight norm are called in files that a newer PyTorch has saved.
+_NEWER_NAMES = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+_WINDOW_TOLERANCE = 3e-4  # rounding to float16 is less, the window that is not periodic is twice as far
+
 Shape = tuple[int, ...]
 
 
@@ -160,7 +164,7 @@ def import_params(tensors: Tensors, config: WavTokenizerConfig) -> vq.Params:
     Raises:
       UserError: a weight is missing, unknown, of another shape, or not finite; or the window is not Hann's.
     """
-    rows = table(config)
+    rows, tensors = table(config), _with_published_names(tensors)
     _check(tensors, rows)
     flat: dict[str, np.ndarray] = {}
     for row in rows:
@@ -170,9 +174,18 @@ def import_params(tensors: Tensors, config: WavTokenizerConfig) -> vq.Params:
                 raise UserError(f"{tensors.where}: {' or '.join(row.sources)} holds NaN or infinite values")
     if _WINDOW in tensors.shapes:
         difference = np.abs(tensors.read(_WINDOW) - np.hanning(config.window + 1)[:-1])
-        if not difference.max() < 1e-5:
+        if not difference.max() < _WINDOW_TOLERANCE:
             raise UserError(f"{tensors.where}: {_WINDOW} is not a periodic Hann window; no other is supported")
     return store.nest(flat)
+
+
+def _with_published_names(tensors: Tensors) -> Tensors:
+    """The same arrays, the halves of weight norms under the names that the published checkpoint has for them."""
+    found = {name: name for name in tensors.shapes}
+    for newer, published in _NEWER_NAMES.items():
+        found = {name.replace(newer, published): there for name, there in found.items()}
+    shapes = {name: tensors.shapes[there] for name, there in found.items()}
+    return Tensors(tensors.where, shapes, lambda name: tensors.read(found[name]))
 
 
 def _check(tensors: Tensors, rows: Sequence[Row]) -> None:

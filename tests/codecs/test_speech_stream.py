@@ -57,6 +57,20 @@ def test_the_cuts_between_pushes_change_nothing(codes, cuts):
     )
 
 
+def test_streams_side_by_side_and_short_ones():
+    sizes, codec = {"window": 24, "lookahead": 3, "first": 8, "step": 8}, Smear(reach=3)
+    rows = np.random.default_rng(0).integers(0, 7, (2, 40))
+    streams, waves = [SpeechStream(codec, **sizes) for _ in rows], [[], []]
+    for start in range(0, 40, 3):
+        for stream, wave, row in zip(streams, waves, rows, strict=True):
+            wave.append(stream.push(row[start : start + 3]))
+    for stream, wave, row in zip(streams, waves, rows, strict=True):
+        np.testing.assert_array_equal(np.concatenate([*wave, stream.close()]), streamed(Smear(reach=3), row, **sizes))
+        assert len(stream.close()) == 0, "nothing comes twice"
+    for length in (0, 1, 7, 8, 10, 11):
+        assert len(streamed(codec, rows[0, :length], **sizes)) == length * codec.hop
+
+
 @pytest.mark.parametrize("sizes", [{"window": 40, "lookahead": 4}, {"window": 26, "lookahead": 9}])
 def test_windows_too_short_for_the_codec_differ(sizes):
     """Else the equality above would not notice a window that is cut at random."""
@@ -120,3 +134,5 @@ def test_the_small_codec_streams():
     assert wave.shape == (70 * codec.hop,) and np.isfinite(wave).all() and np.abs(wave).max() <= 1
     with pytest.raises(UserError, match=r"outside 0\.\.255"):
         codec.stream().push(np.full(40, 256))
+    with pytest.raises(UserError, match=r"outside 0\.\.255"):
+        codec.stream().push(np.full(40, 2**32 + 5))  # 5, in 32 bits
