@@ -1,6 +1,6 @@
 """Fitting of a vector-quantised autoencoder: first without, then with the codebook.
 
-The codebook starts as the k-means of what the encoder says after a quarter of the steps, and then follows it by
+The codebook starts as the k-means of what the encoder says after a fifth of the steps, and then follows it by
 moving averages; the network learns through the straight-through estimator. At the end encoder and codebook stand
 still, and the decoder alone learns to make the best of the codes, against a critic if the task has one.
 """
@@ -20,6 +20,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from aromni_jax.codecs import vq
+from aromni_jax.errors import UserError
 
 Batch = dict[str, Any]
 _KMEANS_VECTORS = 20_000
@@ -30,8 +31,8 @@ class FitConfig:
     """How long and how fast.
 
     Attributes:
-      steps: in all. free_share, settle_share: parts of them before the codebook comes in, and after it stands still.
-      peak_lr: after `warmup` steps; falls along a cosine to 3 %, and from a half of it again when settling.
+      steps: in all, 1 at least. free_share, settle_share: parts of them before the codebook comes in, and after it stands still.
+      peak_lr: after `warmup` steps (half of all before the codebook stands still, if that is less); falls along a cosine to 3 %, and from a half of it again when settling.
       commitment: weight of the pull of the encoder towards its codes.
     """
 
@@ -104,13 +105,20 @@ class Phase(enum.Enum):
 
 
 def fit(task: Task, batches: Iterator[Batch], config: FitConfig) -> tuple[vq.Params, list[float]]:
-    """-> {"net": nested dict, "codebook": float32 [k, e]} and the loss of every step."""
+    """-> {"net": nested dict, "codebook": float32 [k, e]} and the loss of every step.
+
+    Raises UserError: no steps, or more codes than vectors that a codebook begins with.
+    """
+    if config.steps < 1:
+        raise UserError(f"{config.steps} steps: at least one is needed")
+    if not 1 <= task.codes <= _KMEANS_VECTORS:
+        raise UserError(f"{task.codes} codes: a codebook has 1 to {_KMEANS_VECTORS}")
     free = round(config.steps * config.free_share)
     settle = config.steps - round(config.steps * config.settle_share)
     low, high = 0.03 * config.peak_lr, config.peak_lr
     schedule = optax.join_schedules(
         [
-            optax.warmup_cosine_decay_schedule(0.0, high, config.warmup, settle, low),
+            optax.warmup_cosine_decay_schedule(0.0, high, min(config.warmup, settle // 2), settle, low),
             optax.cosine_decay_schedule(0.5 * high, max(1, config.steps - settle), low / high),
         ],
         [settle],
@@ -138,7 +146,7 @@ def fit(task: Task, batches: Iterator[Batch], config: FitConfig) -> tuple[vq.Par
         losses.append(loss)
         if index % 20 == 19:
             bar.set_postfix(loss=f"{float(np.mean(losses[-20:])):.4f}", refresh=False)
-    assert book is not None, "free_share below 1 and at least one step"
+    assert book is not None, "free_share is below 1"
     return {"net": params["net"], "codebook": vq.codebook_of(book)}, [float(loss) for loss in losses]
 
 

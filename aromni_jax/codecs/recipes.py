@@ -1,8 +1,9 @@
 """What the small codecs are fitted to: pictures and speech of a world's training part, and the losses on them."""
 
+import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,13 @@ from aromni_jax.codecs import vq
 from aromni_jax.codecs.fit import Batch, Critic, FitConfig, Hint, Task, fit
 from aromni_jax.codecs.small_image import ImageConfig, ImageNet
 from aromni_jax.codecs.small_speech import SpeechConfig, SpeechNet, log_magnitude, log_mel
+from aromni_jax.errors import UserError
 from aromni_jax.worlds import World
 
 READING_WEIGHT = 0.5  # of the picture reader: one decibel for a third of the reading errors
 _CROP_TOKENS = 48
 _MEASURED = 600  # utterances that give the mean and the spread of the bands
+_Config = TypeVar("_Config")
 
 
 class ImageReader(nnx.Module):
@@ -53,6 +56,14 @@ class PatchCritic(nnx.Module):
         return self.score(x_bhwc)
 
 
+def _shaped(kind: Callable[..., _Config], **fields: Any) -> _Config:
+    """The shape of a network; UserError if it has other fields, or cannot be."""
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"no such network: {error}; change its shape (--set)") from error
+
+
 def train_image(
     world: World, shape: Mapping[str, Any], *, steps: int, seed: int, batch: int = 64, adversarial: float = 0.0
 ) -> tuple[ImageConfig, vq.Params]:
@@ -65,11 +76,13 @@ def train_image(
       shape: fields of `ImageConfig` other than the size of the pictures, which the world gives.
       batch: pictures per step.
       adversarial: weight of a critic of the decoded pictures; 0 = none.
+
+    Raises UserError: a shape that cannot be, no steps, too many codes.
     """
     strings = world.strings("train")
     sample = world.picture(strings[0], np.random.default_rng(0), split="train")
     channels = sample.shape[2] if sample.ndim == 3 else 1
-    config = ImageConfig(height=sample.shape[0], width=sample.shape[1], channels=channels, **shape)
+    config = _shaped(ImageConfig, height=sample.shape[0], width=sample.shape[1], channels=channels, **shape)
     kinds = sorted({mark for string in strings for mark in world.marks(string)})
     marks = len(world.marks(strings[0]))
 
@@ -137,11 +150,13 @@ def train_speech(
       batch: crops per step. pool: utterances to cut crops from; they are composed once.
       vary: whether half of them are heard at other pitches, and half at other tempos: for a world of few voices.
       adversarial: weight of a critic of the decoded spectra; 0 = none.
+
+    Raises UserError: as `train_image`.
     """
+    config = _shaped(SpeechConfig, **shape)
     rng = np.random.default_rng(seed)
     strings = world.strings("train")
     waves = [world.utterance(strings[rng.integers(len(strings))], rng, split="train") for _ in range(pool)]
-    config = SpeechConfig(**shape)
     if vary:
         waves = [_other_voice(wave, rng) if index % 2 else wave for index, wave in enumerate(waves)]
     logs = [
@@ -151,7 +166,7 @@ def train_speech(
     if vary:
         logs = [_other_tempo(values, rng) if index % 4 > 1 else values for index, values in enumerate(logs)]
     mels = np.asarray(log_mel(jnp.asarray(np.concatenate(logs[:_MEASURED]))[None], config))
-    config = SpeechConfig(**{**shape, "centre": round(float(mels.mean()), 3), "scale": round(float(mels.std()), 3)})
+    config = dataclasses.replace(config, centre=round(float(mels.mean()), 3), scale=round(float(mels.std()), 3))
 
     def frame_mask(batch: Batch) -> jax.Array:
         return jnp.repeat(batch["mask"], config.frames_per_token, axis=1)

@@ -16,7 +16,7 @@ from aromni_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """Shape of the network.
+    """Shape of the network; ValueError if it cannot be.
 
     Attributes:
       height, width, channels: of the picture; channels 1 (grey) or 3 (RGB).
@@ -44,6 +44,13 @@ class ImageConfig:
     has_decoder: ClassVar[bool] = True
     truncates: ClassVar[bool] = False
     largest_batch: ClassVar[int] = 256
+
+    def __post_init__(self) -> None:
+        vq.check_sizes(self, none_of=("context", "depth"))
+        if self.height % self.patch or self.width % self.patch:
+            raise ValueError(f"patch={self.patch} does not divide pictures of {self.width}x{self.height} pixels")
+        if self.kernel < self.patch:
+            raise ValueError(f"kernel={self.kernel} is smaller than patch={self.patch}")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -98,8 +105,8 @@ class ImageNet(nnx.Module):
 
 
 def read_card_config(values: Mapping[str, Any], where: Path) -> ImageConfig:
-    """The config in `codec.json`; UserError when it has other fields."""
+    """The config in `codec.json`; UserError when it has other fields or is none."""
     try:
         return ImageConfig(**values)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}; fetch the codec again") from error

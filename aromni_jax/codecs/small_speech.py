@@ -19,7 +19,7 @@ _MOST_GAIN = 20.0  # silence stays silent
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SpeechConfig:
-    """Shape of the codec.
+    """Shape of the codec; ValueError if it cannot be.
 
     Attributes:
       sample_rate: hertz. frame: samples between spectra. window: samples under one spectrum.
@@ -48,6 +48,11 @@ class SpeechConfig:
     codes: int = 256
     embed: int = 16
     rounds: int = 32
+
+    def __post_init__(self) -> None:
+        vq.check_sizes(self, none_of=("look", "depth", "rounds"))
+        if self.window % self.frame:
+            raise ValueError(f"window={self.window} is no multiple of frame={self.frame}")
 
     @property
     def hop(self) -> int:
@@ -126,7 +131,7 @@ class SmallSpeech:
 
     @classmethod
     def create(cls, values: Mapping[str, Any], *, dtype: str, bandwidth_id: int) -> "SmallSpeech":
-        """From the config of a card; TypeError when its names are not those of `SpeechConfig`."""
+        """From the config of a card; TypeError when its names are not those of `SpeechConfig`, or ValueError."""
         if dtype != "float32" or bandwidth_id:
             raise UserError("the small speech codec computes in float32 and has no bandwidths; leave both options out")
         return cls(SpeechConfig(**values))

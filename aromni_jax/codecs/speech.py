@@ -41,7 +41,7 @@ class Network(Protocol):
 
     @classmethod
     def create(cls, values: Mapping[str, Any], *, dtype: str, bandwidth_id: int) -> "Network":
-        """From the config of a card; TypeError when its names are not the network's."""
+        """From the config of a card; TypeError when its names are not the network's, ValueError when it is none."""
         ...
 
     @property
@@ -314,7 +314,7 @@ def _read(path_or_name: str | os.PathLike, dtype: str, bandwidth_id: int) -> tup
         raise UserError(f"{folder / store.CARD}: unknown architecture {card['architecture']}; update aromni_jax")
     try:
         network = kind.create(card["config"], dtype=dtype, bandwidth_id=bandwidth_id)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"{folder / store.CARD}: {error}; fetch the codec again") from error
     params = store.read_params(folder, card)
     network.check(params, folder)

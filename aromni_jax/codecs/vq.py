@@ -9,6 +9,7 @@ Sources: straight-through estimator and moving-average codebook, van den Oord et
 revival of unused codes, Dhariwal et al. 2020 (Jukebox, section 3.1).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -132,6 +133,14 @@ def check_codes(codes: np.ndarray | Sequence, num_codes: int, what: str) -> np.n
         bad = codes[(codes < 0) | (codes >= num_codes)].ravel()[0]
         raise UserError(f"{what} code {bad} is outside 0..{num_codes - 1}: another codec made it")
     return codes.astype(np.int32)
+
+
+def check_sizes(config: Any, none_of: Sequence[str]) -> None:
+    """ValueError unless the whole numbers of a config are above 0, or 0 where there may be none of a thing."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type in (int, "int") and (type(value) is not int or value < (field.name not in none_of)):
+            raise ValueError(f"{field.name}={value!r} is no possible size")
 
 
 def bucket(size: int, smallest: int = 1) -> int:

@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from aromni_jax.codecs import fit as fit_module
 from aromni_jax.codecs import vq
 from aromni_jax.codecs.fit import Critic, FitConfig, Hint, Phase, Task, fit, make_step
 from aromni_jax.errors import UserError
@@ -129,6 +130,16 @@ def test_a_fit_learns_and_is_reproducible():
     assert losses[-1] < 0.2 * losses[0]
     again, _ = run()
     jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_a_fit_of_one_step_and_of_more_codes_than_vectors(monkeypatch):
+    monkeypatch.setattr(fit_module, "_KMEANS_VECTORS", 64)
+    params, losses = fit(*_lines(), FitConfig(steps=1))
+    assert params["codebook"].shape == (4, 2) and np.isfinite(losses).all()
+    task, batches = _lines()
+    for codes, steps, message in ((65, 1, "a codebook has 1 to 64"), (4, 0, "at least one is needed")):
+        with pytest.raises(UserError, match=message):
+            fit(dataclasses.replace(task, codes=codes), batches, FitConfig(steps=steps))
 
 
 def _changed(before, after):
