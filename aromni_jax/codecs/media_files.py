@@ -90,7 +90,7 @@ def _below(folder: Path, left_out: str | None) -> Iterable[Path]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise UserError(f"cannot look into {error.filename} ({error.strerror}); give other folders, or the right to read it")
+    raise UserError(f"cannot look into {error.filename} ({error.strerror}); leave it out, or get the right to read it")
 
 
 def media(found: Sequence[Found], kinds: Iterable[Kind]) -> tuple[list[MediaFile], list[Found]]:
@@ -128,7 +128,7 @@ def _look(path: Path) -> tuple[Kind | None, float]:
 
 
 def check_distinct(pairs: Iterable[tuple[str, Path]], taken: Iterable[Path]) -> None:
-    """UserError if two of the (source, output) have one output, or an output is one of `taken` or of too long a name."""
+    """UserError if two of the (source, output) have one output, or one is among `taken`, or has too long a name."""
     inputs, sources = {os.path.realpath(path) for path in taken}, dict[Path, str]()
     for source, path in pairs:
         if len(os.fsencode(path.name)) > _LONGEST_NAME:

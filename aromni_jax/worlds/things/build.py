@@ -100,8 +100,8 @@ def _tile(resvg: Any, drawings: dict[str, Any], key: str) -> Image.Image:
 def jobs() -> Iterator[tuple[str, str, str]]:
     """(voice, part, string) of every recording.
 
-    The house voice says everything, its names twice (once for the test); every training sentence has one other voice,
-    every name all of them, and every test sentence one.
+    The house voice says everything, its names twice (once for the test, in the same way: it speaks a text in one way);
+    every training sentence has one other voice, every name all of them, and every test sentence one.
     """
     for part, strings in split().items():
         for number, string in enumerate(strings):
@@ -200,7 +200,8 @@ def build(out: Path) -> None:
         build_pictures(work, made)
         build_speech(work, made)
         copy(Path("/usr/share/doc/libflite1/copyright"), made / "licences" / "flite.copyright.txt")
-        copy(Path(__file__).parent / "media" / "NOTICE.md", made / "NOTICE.md")
+        for text in ("NOTICE.md", "licences/fluent-emoji.LICENSE.txt"):
+            copy(Path(__file__).parent / "media" / text, made / text)
         groups = {folder: {"sources": sources, "files": sums(made / folder)} for folder, sources in _groups().items()}
         write_json(made / "manifest.json", {"version": 1, "seed": SEED, "groups": groups})
 

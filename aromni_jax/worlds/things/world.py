@@ -1,7 +1,9 @@
 """The things world: pictures in several styles, sentences in several voices.
 
 The "test" split speaks sentences that "train" does not have, in the same voices, and draws every thing in a style of
-which training has not seen a single picture.
+which training has not seen a single picture. A sentence is held out as a whole: training knows its thing and, of other
+things, its pattern. The names alone, which the test only answers and never hears, sound in both splits alike: the voice
+that answers speaks one text in one way.
 """
 
 from __future__ import annotations
