@@ -34,7 +34,7 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     path = Path(path)
     _must_be_file(path, "sound")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(sound_path(path)) as file:
             if file.frames > MAX_SECONDS * file.samplerate:
                 raise UserError(
                     f"sound file {path} is {file.frames / file.samplerate / 60:.0f} minutes long; "
@@ -72,7 +72,9 @@ def write_wav(path: str | os.PathLike, wave_n: np.ndarray, sample_rate: int, com
     pcm_n = np.round(np.clip(wave_n, -1, 1) * 32767).astype(np.int16)
 
     def write(temporary: Path) -> None:
-        with soundfile.SoundFile(temporary, "w", sample_rate, channels=1, subtype="PCM_16", format="WAV") as file:
+        with soundfile.SoundFile(
+            sound_path(temporary), "w", sample_rate, channels=1, subtype="PCM_16", format="WAV"
+        ) as file:
             if comment:
                 file.comment = comment
             file.write(pcm_n)
@@ -180,10 +182,15 @@ def read_comment(path: str | os.PathLike) -> str:
                 warnings.simplefilter("ignore")
                 with Image.open(path) as opened:
                     return str(opened.info.get("Comment", ""))
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(sound_path(path)) as file:
             return file.comment
     except Exception:  # not whole, or not ours: PIL has many kinds for it
         return ""
+
+
+def sound_path(path: str | os.PathLike) -> str | bytes:
+    """As soundfile takes it: it cannot encode a name that is no text."""
+    return os.fsencode(path) if os.name == "posix" else os.fspath(path)
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

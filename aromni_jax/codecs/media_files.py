@@ -13,6 +13,7 @@ from typing import Literal
 import soundfile
 from PIL import Image
 
+from aromni_jax.codecs.media import sound_path
 from aromni_jax.errors import UserError
 
 Kind = Literal["image", "speech"]
@@ -122,7 +123,7 @@ def _look(path: Path) -> tuple[Kind | None, float]:
         with Image.open(path):
             return "image", 0.0
     with contextlib.suppress(soundfile.SoundFileError, RuntimeError, OSError):
-        facts = soundfile.info(path)
+        facts = soundfile.info(sound_path(path))
         return "speech", facts.frames / facts.samplerate
     return None, 0.0
 

@@ -1,11 +1,13 @@
 """Media files: what goes out comes back, and every kind of bad file gives one clear line."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
-from aromni_jax.codecs import media
+from aromni_jax.codecs import media, media_files
 from aromni_jax.errors import UserError
 
 
@@ -39,6 +41,16 @@ def test_a_huge_picture_has_no_comment_and_a_long_name_can_be_written(tmp_path, 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
     assert media.read_comment(tmp_path / "huge.png") == ""
     media.write_wav(tmp_path / ("a" * 251 + ".wav"), tone(8000), 8000)
+
+
+def test_names_that_are_no_text(tmp_path):
+    """Bytes that are no UTF-8, as old archives have them."""
+    name = os.fsdecode(b"old\xff")
+    media.write_wav(tmp_path / f"{name}.wav", tone(8000), 8000, comment="x")
+    media.write_png(tmp_path / f"{name}.png", np.zeros((4, 4), np.uint8))
+    assert len(media.read_audio(tmp_path / f"{name}.wav", 8000)) == 4000 and media.read_image(tmp_path / f"{name}.png")
+    assert media.read_comment(tmp_path / f"{name}.wav") == "x"
+    assert [file.seconds for file in media_files.media(media_files.find([tmp_path]), ["speech"])[0]] == [0.5]
 
 
 def test_wav_is_clipped_not_wrapped(tmp_path):

@@ -123,6 +123,8 @@ def test_a_voice_can_be_chosen():
         WORLD.utterance("fox/0", np.random.default_rng(0), split="test", voice="joe")
     with pytest.raises(UserError, match="split 'fast'"):
         WORLD.picture("fox/0", np.random.default_rng(0), split="fast")
+    with pytest.raises(UserError, match="THING/SENTENCE"):
+        WORLD.picture("unicorn/0", np.random.default_rng(0), split="test")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,10 @@ def test_a_voice_can_be_chosen():
         ("speech/recordings.json", None, "cannot be read"),
         ("speech/recordings.json", b"{", "not valid JSON"),
         ("speech/recordings.json", b'{"hibari-test": [["fox/0", 0, 99999999]]}', "behind the end"),
+        ("speech/recordings.json", b"[]", "want .*VOICE-train"),
+        ("speech/recordings.json", b'{"hibari-later": []}', "want .*VOICE-train"),
+        ("speech/recordings.json", b'{"hibari-test": [["fox/0", -9, 9]]}', "want .*VOICE-train"),
+        ("speech/recordings.json", b'{"hibari-test": [["fox/0"]]}', "want .*VOICE-train"),
         ("speech/hibari-test.ogg", b"OggS", "cannot be read as audio"),
         ("pictures/noto.webp", b"RIFF", "cannot be read as a picture"),
     ],

@@ -109,8 +109,9 @@ class ThingsWorld:
         """The thing that the item speaks of, drawn on white: uint8 [64, 64, 3].
 
         "train": one of three styles, moved, turned, scaled, mirrored and recoloured a little. "test": another style,
-        as it is.
+        as it is. Raises UserError on an unknown split or item.
         """
+        self.text(string)
         styles = {"train": TRAIN_STYLES, "test": TEST_STYLES}
         style = styles[_known(split, styles, "split")][int(rng.integers(len(styles[split])))]
         return drawn(self.drawings[style][catalogue.thing_of(string)], rng if split == "train" else None)
@@ -165,7 +166,7 @@ def _load(media: Path) -> ThingsWorld:
     drawings = {style: _read_atlas(media / f"pictures/{style}.webp", things) for style in TRAIN_STYLES + TEST_STYLES}
     recordings: dict[str, dict[str, dict[str, np.ndarray]]] = {"train": {}, "test": {}}
     index = media / "speech" / "recordings.json"
-    for name, places in read_json(index, _REPAIR).items():
+    for name, places in _places(index).items():
         voice, _, part = name.rpartition("-")
         wave = _read_wave(index.with_name(f"{name}.ogg"))
         for string, start, length in places:
@@ -173,6 +174,23 @@ def _load(media: Path) -> ThingsWorld:
                 raise UserError(f"{index}: {name}: {string} ends behind the end of the file: {_REPAIR}")
             recordings[part].setdefault(string, {})[voice] = wave[start : start + length]
     return ThingsWorld(media, drawings, recordings)
+
+
+def _places(index: Path) -> dict[str, list[tuple[str, int, int]]]:
+    """VOICE-PART -> (string, first sample, samples) of each recording in that file."""
+    found = read_json(index, _REPAIR)
+    try:
+        places = {
+            name: [(str(string), int(at), int(size)) for string, at, size in rows] for name, rows in found.items()
+        }
+        whole = all(at >= 0 and size > 0 for rows in places.values() for _, at, size in rows)
+    except (AttributeError, TypeError, ValueError):
+        whole = False
+    if not whole or not all(name.endswith(("-train", "-test")) for name in places):
+        raise UserError(
+            f'{index}: want {{"VOICE-train" or "VOICE-test": [[ITEM, first sample, samples], ...]}}: {_REPAIR}'
+        )
+    return places
 
 
 def _read_wave(path: Path) -> np.ndarray:
