@@ -190,7 +190,8 @@ def read_comment(path: str | os.PathLike) -> str:
 
 def sound_path(path: str | os.PathLike) -> str | bytes:
     """As soundfile takes it: it cannot encode a name that is no text."""
-    return os.fsencode(path) if os.name == "posix" else os.fspath(path)
+    name = os.fspath(path)
+    return os.fsencode(name) if any("\ud800" <= letter <= "\udfff" for letter in name) else name
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
