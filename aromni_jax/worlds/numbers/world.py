@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import soundfile
 import soxr
 from PIL import Image
 
 from aromni_jax.errors import UserError
-from aromni_jax.worlds.media import read_json
+from aromni_jax.worlds.media import read_json, read_wave
 from aromni_jax.worlds.world import SAMPLE_RATE
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -198,23 +197,14 @@ def _load(media: Path) -> NumbersWorld:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{recordings_file}: entry {name!r} needs digit, part and rate") from error
         by_digit = clips.setdefault(("hibari", part), [[] for _ in DIGITS])
-        by_digit[digit].append(Clip(_read_clip(recordings_file.with_name(name)), rate))
-    allison = [[Clip(_read_clip(media / f"speech/allison/{digit}.flac"), 1.0)] for digit in range(10)]
+        by_digit[digit].append(Clip(read_wave(recordings_file.with_name(name), "float32", _REPAIR), rate))
+    allison = [
+        [Clip(read_wave(media / f"speech/allison/{digit}.flac", "float32", _REPAIR), 1.0)] for digit in range(10)
+    ]
     clips["allison", "test"] = allison
     labels = read_json(media / "drawings" / "labels.json", _REPAIR)
     drawings = {part: _read_atlas(media / f"drawings/{part}.png", labels[part]) for part in labels}
     return NumbersWorld(media, read_json(media / "split.json", _REPAIR), clips, drawings)
-
-
-def _read_clip(path: Path) -> np.ndarray:
-    try:
-        wave, rate = soundfile.read(path, dtype="float32")
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(f"{path}: cannot be read as audio: {_REPAIR}") from error
-    if rate != SAMPLE_RATE or wave.ndim != 1:
-        raise UserError(f"{path}: want mono at {SAMPLE_RATE} Hz, found shape {wave.shape} at {rate} Hz")
-    wave.flags.writeable = False
-    return wave
 
 
 def _read_atlas(path: Path, labels: Sequence[int]) -> list[np.ndarray]:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import soundfile
 import soxr
 from PIL import Image, ImageEnhance
 
 from aromni_jax.errors import UserError
-from aromni_jax.worlds.media import read_json
+from aromni_jax.worlds.media import read_json, read_wave
 from aromni_jax.worlds.things import catalogue
 from aromni_jax.worlds.world import SAMPLE_RATE
 
@@ -168,7 +167,7 @@ def _load(media: Path) -> ThingsWorld:
     index = media / "speech" / "recordings.json"
     for name, places in _places(index).items():
         voice, _, part = name.rpartition("-")
-        wave = _read_wave(index.with_name(f"{name}.ogg"))
+        wave = read_wave(index.with_name(f"{name}.ogg"), "int16", _REPAIR)
         for string, start, length in places:
             if start + length > len(wave):
                 raise UserError(f"{index}: {name}: {string} ends behind the end of the file: {_REPAIR}")
@@ -191,17 +190,6 @@ def _places(index: Path) -> dict[str, list[tuple[str, int, int]]]:
             f'{index}: want {{"VOICE-train" or "VOICE-test": [[ITEM, first sample, samples], ...]}}: {_REPAIR}'
         )
     return places
-
-
-def _read_wave(path: Path) -> np.ndarray:
-    try:
-        wave, rate = soundfile.read(path, dtype="int16")
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise UserError(f"{path}: cannot be read as audio: {_REPAIR}") from error
-    if rate != SAMPLE_RATE or wave.ndim != 1:
-        raise UserError(f"{path}: want mono at {SAMPLE_RATE} Hz, found shape {wave.shape} at {rate} Hz")
-    wave.flags.writeable = False
-    return wave
 
 
 def _read_atlas(path: Path, things: Sequence[str]) -> dict[str, np.ndarray]:
