@@ -44,8 +44,8 @@ shipped: env-demo  ## train again the checkpoint that comes with the package (ha
 	$(BIN)/aromni evaluate --model $(SHIPPED)/model --out $(SHIPPED)/scores
 
 ablations: env-demo  ## what each part of the recipe buys; the report of every demo shows the table
-	$(BIN)/aromni prepare numbers --out $(RUN_DIR)/data
-	$(BIN)/python benchmarks/ablations.py --data $(RUN_DIR)/data --out aromni_jax/worlds/numbers/ablations.json
+	$(BIN)/aromni prepare numbers --out $(BENCH_DATA)
+	$(BIN)/python benchmarks/ablations.py --data $(BENCH_DATA) --out aromni_jax/worlds/numbers/ablations.json
 
 test: env  ## the tests (under 15 minutes on 2 cores)
 	$(BIN)/python -m pytest

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aromni_jax.errors import UserError
+from aromni_jax.worlds import WORLDS
 
 if TYPE_CHECKING:
     import tqdm
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--codec",
             required=True,
             help="folder of a codec: codec.json, a published VQGAN or WavTokenizer, a Hugging Face Chameleon; or the "
-            "name of a shipped world (numbers)",
+            f"name of a shipped world ({' or '.join(WORLDS)})",
         )
         action.add_argument("--out", required=True, type=pathlib.Path, metavar="PATH", help=out)
         if name == "report":

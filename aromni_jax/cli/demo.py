@@ -77,13 +77,14 @@ def _recipe(args: argparse.Namespace) -> RunConfig:
         raise UserError(
             "aromni demo runs in a clone of the repository, where configs/ is; or name a recipe with --config"
         )
-    if args.run_dir is None:
-        args.run_dir = pathlib.Path("runs/demo" if world == "numbers" else f"runs/demo-{world}")
     steps = [f"train.steps={args.steps}"] if args.steps else []
-    config = load_config(recipe, [*args.set, f'data.path="{args.run_dir / "data"}"', *steps])
-    if args.world and config.world != args.world:
-        raise UserError(f"{recipe} is a recipe of the world {config.world}, not of {args.world}")
-    return config
+    changes = [*args.set, *steps]
+    made_for = load_config(recipe, changes).world
+    if args.world and made_for != args.world:
+        raise UserError(f"{recipe} is a recipe of the world {made_for}, not of {args.world}")
+    if args.run_dir is None:
+        args.run_dir = pathlib.Path("runs/demo" if made_for == "numbers" else f"runs/demo-{made_for}")
+    return load_config(recipe, [*changes, f'data.path="{args.run_dir / "data"}"'])
 
 
 def _steps_done(metrics: pathlib.Path, config: RunConfig) -> int:

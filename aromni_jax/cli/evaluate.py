@@ -52,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
             f"{args.model}: trained in {world or 'a world that it does not name'}; say where to judge it with --world "
             f"{' or '.join(WORLDS)}"
         )
+    if trained_in in WORLDS and trained_in != world:
+        raise UserError(
+            f"{args.model}: trained in {trained_in}, whose codecs have other pictures than {world}: leave --world out"
+        )
     assistant = Assistant.load(args.model, world=trained_in or world)
     scores = judged(assistant, world, args.judges, args.out / "samples")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from aromni_jax.codecs.media import read_audio, read_image, write_png, write_wav
 from aromni_jax.codecs.media_files import Kind, MediaFile
 from aromni_jax.codecs.speech import SpeechCodec
 from aromni_jax.errors import UserError
+from aromni_jax.worlds import WORLDS
 
 _PIXELS_AT_ONCE = 2**24  # numbers of prepared pictures in a batch: 64 MiB
 _SAMPLES_AT_ONCE = 2**22  # of a batch of waves, padding included; a longer wave is a batch of its own
@@ -252,7 +253,7 @@ def kinds_at(path_or_name: str | os.PathLike) -> list[Kind]:
     if not kinds:
         raise UserError(
             f"no codec at {path_or_name}: give a folder with {store.CARD}, or a published VQGAN or WavTokenizer, or a "
-            "Hugging Face Chameleon checkpoint, or the name of a shipped world (numbers)"
+            f"Hugging Face Chameleon checkpoint, or the name of a shipped world ({' or '.join(WORLDS)})"
         )
     return kinds
 

@@ -31,8 +31,10 @@ class FitConfig:
     """How long and how fast.
 
     Attributes:
-      steps: in all, 1 at least. free_share, settle_share: parts of them before the codebook comes in, and after it stands still.
-      peak_lr: after `warmup` steps (half of all before the codebook stands still, if that is less); falls along a cosine to 3 %, and from a half of it again when settling.
+      steps: in all, 1 at least.
+      free_share, settle_share: parts of them before the codebook comes in, and after it stands still.
+      peak_lr: after `warmup` steps (half of those before the settling, if that is less); falls along a cosine to 3 %,
+        and from a half of it again when settling.
       commitment: weight of the pull of the encoder towards its codes.
     """
 

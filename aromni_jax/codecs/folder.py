@@ -4,7 +4,7 @@
     weights.safetensors   float16 or float32 arrays, named by their slash-joined path in the nested dict of parameters
     text.model            for text: a SentencePiece model in place of the arrays
 
-A name without a slash that names a world of this package ("numbers") means the codecs shipped with that world.
+A name without a slash that names a world of this package ("numbers", "things") means the codecs shipped with it.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ import safetensors.numpy
 
 from aromni_jax.codecs.media import write_atomic
 from aromni_jax.errors import UserError
+from aromni_jax.worlds import WORLDS
 
 CARD = "codec.json"
 WEIGHTS = "weights.safetensors"
@@ -38,7 +39,7 @@ def find(path_or_name: str | os.PathLike, kind: str, others: str = "") -> Path:
     if folder is None:
         raise UserError(
             f"no {kind} codec at {path_or_name}: give a folder with {CARD}{others}, "
-            "or the name of a shipped world (numbers)"
+            f"or the name of a shipped world ({' or '.join(WORLDS)})"
         )
     return folder
 

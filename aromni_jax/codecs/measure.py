@@ -19,6 +19,7 @@ _SEED = 1234
 _SAMPLES = 5
 _SPECTRUM, _EVERY = 1024, 256  # samples of the log-spectral distance
 _FLOOR = 1e-3  # of the loudest bin: 60 dB below it
+_LEAST = _SPECTRUM / 4 * 10**-4.5  # 90 dB below a tone of full scale: what is silent has no loudest bin
 _SPECTRA_AT_ONCE = 4096
 _SSIM_SIGMA, _SSIM_RADIUS = 1.5, 5  # pixels: a window of 11 x 11
 
@@ -84,14 +85,14 @@ def log_spectral_distance(wave_n: np.ndarray, other_n: np.ndarray) -> float:
     """dB between two waves of one length: what an ear could notice, phases do not count.
 
     Root mean square over bins of the differences of log-magnitudes, mean over spectra of 1024 samples, one every 256;
-    bins more than 60 dB below the loudest of `wave_n` count as so loud.
+    bins more than 60 dB below the loudest of `wave_n`, or 90 dB below a tone of full scale, count as so loud.
     """
     pad = (0, max(0, _SPECTRUM - len(wave_n)))
     frames = [
         np.lib.stride_tricks.sliding_window_view(np.pad(wave, pad), _SPECTRUM)[::_EVERY] for wave in (wave_n, other_n)
     ]
     starts = range(0, len(frames[0]), _SPECTRA_AT_ONCE)  # blocks: an hour has a gigabyte of spectra
-    floor = _FLOOR * max(1e-9, *(_magnitudes(frames[0], start).max() for start in starts))
+    floor = max(_LEAST, *(_FLOOR * _magnitudes(frames[0], start).max() for start in starts))
     total = 0.0
     for start in starts:
         first, second = (np.maximum(_magnitudes(row, start), floor) for row in frames)

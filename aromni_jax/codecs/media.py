@@ -21,6 +21,8 @@ from PIL.PngImagePlugin import PngInfo
 from aromni_jax.errors import UserError
 
 MAX_PIXELS = 64_000_000
+# PIL knows more, and runs other programs for some (PostScript): a picture from anywhere must not start one.
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "JPEG2000")
 MAX_SECONDS = 3600.0
 _LOUDEST = 1e6  # 1 is full scale; far beyond any unit that a float file may have, and far from overflow
 _BLENDED_AT_ONCE = 2**20  # pixels; the blend needs 50 bytes for each
@@ -35,7 +37,7 @@ def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     path = Path(path)
     _must_be_file(path, "sound")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(sound_path(path)) as file:
             if file.frames > MAX_SECONDS * file.samplerate:
                 raise UserError(
                     f"sound file {path} is {file.frames / file.samplerate / 60:.0f} minutes long; "
@@ -77,7 +79,9 @@ def write_wav(path: str | os.PathLike, wave_n: np.ndarray, sample_rate: int, com
     pcm_n = np.round(np.clip(wave_n, -1, 1) * 32767).astype(np.int16)
 
     def write(temporary: Path) -> None:
-        with soundfile.SoundFile(temporary, "w", sample_rate, channels=1, subtype="PCM_16", format="WAV") as file:
+        with soundfile.SoundFile(
+            sound_path(temporary), "w", sample_rate, channels=1, subtype="PCM_16", format="WAV"
+        ) as file:
             if comment:
                 file.comment = comment
             file.write(pcm_n)
@@ -92,7 +96,7 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.I
     """
     path = Path(path)
     _must_be_file(path, "picture")
-    with _picture_errors(str(path)), Image.open(path) as opened:
+    with _picture_errors(str(path)), Image.open(path, formats=PICTURE_FORMATS) as opened:
         return to_rgb(opened, str(path), max_pixels)
 
 
@@ -187,10 +191,16 @@ def read_comment(path: str | os.PathLike) -> str:
                 warnings.simplefilter("ignore")
                 with Image.open(path) as opened:
                     return str(opened.info.get("Comment", ""))
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(sound_path(path)) as file:
             return file.comment
     except Exception:  # not whole, or not ours: PIL has many kinds for it
         return ""
+
+
+def sound_path(path: str | os.PathLike) -> str | bytes:
+    """As soundfile takes it: it cannot encode a name that is no text."""
+    name = os.fspath(path)
+    return os.fsencode(name) if any("\ud800" <= letter <= "\udfff" for letter in name) else name
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], object]) -> None:

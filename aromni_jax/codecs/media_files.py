@@ -13,6 +13,7 @@ from typing import Literal
 import soundfile
 from PIL import Image
 
+from aromni_jax.codecs.media import PICTURE_FORMATS, sound_path
 from aromni_jax.errors import UserError
 
 Kind = Literal["image", "speech"]
@@ -90,7 +91,7 @@ def _below(folder: Path, left_out: str | None) -> Iterable[Path]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise UserError(f"cannot look into {error.filename} ({error.strerror}); give other folders, or the right to read it")
+    raise UserError(f"cannot look into {error.filename} ({error.strerror}); leave it out, or get the right to read it")
 
 
 def media(found: Sequence[Found], kinds: Iterable[Kind]) -> tuple[list[MediaFile], list[Found]]:
@@ -119,16 +120,16 @@ def _look(path: Path) -> tuple[Kind | None, float]:
         return None, 0.0
     with contextlib.suppress(Exception), warnings.catch_warnings():  # PIL raises many kinds on broken files
         warnings.simplefilter("ignore")
-        with Image.open(path):
+        with Image.open(path, formats=PICTURE_FORMATS):
             return "image", 0.0
     with contextlib.suppress(soundfile.SoundFileError, RuntimeError, OSError):
-        facts = soundfile.info(path)
+        facts = soundfile.info(sound_path(path))
         return "speech", facts.frames / facts.samplerate
     return None, 0.0
 
 
 def check_distinct(pairs: Iterable[tuple[str, Path]], taken: Iterable[Path]) -> None:
-    """UserError if two of the (source, output) have one output, or an output is one of `taken` or of too long a name."""
+    """UserError if two of the (source, output) have one output, or one is among `taken`, or has too long a name."""
     inputs, sources = {os.path.realpath(path) for path in taken}, dict[Path, str]()
     for source, path in pairs:
         if len(os.fsencode(path.name)) > _LONGEST_NAME:

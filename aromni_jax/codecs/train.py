@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(word: str) -> int:
     """Above 0; ValueError, which argparse words, if not."""
-    if not 0 < int(word):
+    if int(word) < 1:
         raise ValueError
     return int(word)
 
@@ -158,7 +158,7 @@ def _train_text(world: World, pieces: int, seed: int) -> bytes:
 
 
 def _measured(kind: str, folder: Path, world: World, out: Path) -> dict[str, Any]:
-    """Figures of the codec in `folder` on held-out items; what they were taken from goes to `out`, to look at or hear."""
+    """Figures of the codec in `folder` on held-out items; some of these go to `out`, to look at or to listen to."""
     if kind == "text":
         return text_figures(TextCodec.load(folder), world)
     if kind == "image":

@@ -1,7 +1,8 @@
 """Files to codes, codes to files, and there and back: in batches of about one length, going on where it stopped.
 
 Each result is written whole or not at all, a batch at a time. A result that is there, made by the same codec from what
-is there now (its codes bear the time of their source), is not made again. Files of a batch are read in threads while the codec works on the batch before.
+is there now (codes bear the time of their source), is not made again. Files of a batch are read in threads while the
+codec works on the batch before.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def write_codec_report(
       name: of the codec, as it was given. count: gets what becomes of the files.
 
     Raises:
-      UserError: jinja2 is not installed, `path` is a folder or an input, a codec without a decoder, or no file can be read.
+      UserError: jinja2 is not installed, `path` is a folder or an input, a codec without decoder, no readable file.
     """
     if shown < 1:
         raise UserError(f"--shown {shown}: the page shows one file at least")

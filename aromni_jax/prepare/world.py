@@ -2,7 +2,7 @@
 
 What is given is spoken by any voice of the world; what is answered, by the one that answers. Pictures show what an item
 names (`World.naming`), so answers about a picture name it, and any picture of that goes with any utterance of the item.
-The train and test splits share no item, recording or drawing.
+The train and test splits share no item and no drawing, and nothing that is heard; see the worlds for what is answered.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import numpy as np
 import soundfile
 
 from aromni_jax.errors import UserError
+from aromni_jax.worlds.world import SAMPLE_RATE
 
 
 def read_json(path: Path, repair: str) -> Any:
@@ -22,13 +23,13 @@ def read_json(path: Path, repair: str) -> Any:
         raise UserError(f"{path}: not valid JSON ({error}): {repair}") from error
 
 
-def read_wave(path: Path, sample_rate: int, dtype: str, repair: str) -> np.ndarray:
-    """A mono recording [n], read-only; UserError when it is none of that rate."""
+def read_wave(path: Path, dtype: str, repair: str) -> np.ndarray:
+    """A mono sound file at the rate of all speech -> `dtype` [n], read-only; UserError saying how to `repair` it."""
     try:
         wave, rate = soundfile.read(path, dtype=dtype)
     except (OSError, soundfile.LibsndfileError) as error:
         raise UserError(f"{path}: cannot be read as audio: {repair}") from error
-    if rate != sample_rate or wave.ndim != 1:
-        raise UserError(f"{path}: want mono at {sample_rate} Hz, found shape {wave.shape} at {rate} Hz: {repair}")
+    if rate != SAMPLE_RATE or wave.ndim != 1:
+        raise UserError(f"{path}: want mono at {SAMPLE_RATE} Hz, found shape {wave.shape} at {rate} Hz: {repair}")
     wave.flags.writeable = False
     return wave

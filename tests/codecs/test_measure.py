@@ -29,6 +29,12 @@ def test_distances_of_silence_and_of_short_waves_are_finite(samples):
         assert np.isfinite(measure.log_spectral_distance(*pair)) and abs(measure.signal_to_noise(*pair)) <= 99
 
 
+def test_a_silent_file_does_not_swamp_the_mean_of_a_folder():
+    hiss = np.random.default_rng(0).normal(size=5000) * 10**-4.5  # 90 dB below full scale
+    assert measure.log_spectral_distance(np.zeros(5000), hiss) < 20
+    assert measure.log_spectral_distance(np.zeros(5000), tone(440)[:5000]) < 90
+
+
 def test_a_long_wave_is_measured_in_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     pair = rng.normal(size=(2, 20_000)) * np.linspace(0.01, 1, 20_000)

@@ -1,11 +1,13 @@
 """Media files: what goes out comes back, and every kind of bad file gives one clear line."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
-from aromni_jax.codecs import media
+from aromni_jax.codecs import media, media_files
 from aromni_jax.errors import UserError
 
 
@@ -39,6 +41,16 @@ def test_a_huge_picture_has_no_comment_and_a_long_name_can_be_written(tmp_path, 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9)
     assert media.read_comment(tmp_path / "huge.png") == ""
     media.write_wav(tmp_path / ("a" * 251 + ".wav"), tone(8000), 8000)
+
+
+def test_names_that_are_no_text(tmp_path):
+    """Bytes that are no UTF-8, as old archives have them."""
+    name = os.fsdecode(b"old\xff")
+    media.write_wav(tmp_path / f"{name}.wav", tone(8000), 8000, comment="x")
+    media.write_png(tmp_path / f"{name}.png", np.zeros((4, 4), np.uint8))
+    assert len(media.read_audio(tmp_path / f"{name}.wav", 8000)) == 4000 and media.read_image(tmp_path / f"{name}.png")
+    assert media.read_comment(tmp_path / f"{name}.wav") == "x"
+    assert [file.seconds for file in media_files.media(media_files.find([tmp_path]), ["speech"])[0]] == [0.5]
 
 
 def test_wav_is_clipped_not_wrapped(tmp_path):
@@ -194,3 +206,14 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         media.write_atomic(path, half)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_no_other_program_is_started_for_a_picture(tmp_path, monkeypatch):
+    """PIL hands PostScript to Ghostscript; a file from anywhere must not get so far, whatever its name says."""
+    from PIL import EpsImagePlugin, Image
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: pytest.fail("Ghostscript was asked"))
+    with pytest.raises(UserError, match="a.png"):
+        read_image(tmp_path / "a.png")

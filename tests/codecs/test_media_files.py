@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", refused)
-    with pytest.raises(UserError, match="cannot look into .*Permission denied"):
+    with pytest.raises(UserError, match=r"cannot look into .*Permission denied"):
         media_files.find([tmp_path])
 
 

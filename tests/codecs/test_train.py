@@ -88,7 +88,7 @@ def test_bad_numbers_are_bad_usage(tmp_path, words):
 def test_a_folder_that_cannot_be_written_is_named_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "load_world", None)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to .*file"):
+    with pytest.raises(UserError, match=r"cannot write to .*file"):
         train.main(["speech", "--out", str(tmp_path / "file" / "below")])
 
 

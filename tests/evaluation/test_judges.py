@@ -71,7 +71,7 @@ def test_image_judge_reads_held_out_originals():
 
 def test_missing_or_altered_packages_are_explained(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="type  pip install nope==1"):
-        judges._module("not_a_module", "nope==1")
+        judges.optional_module("not_a_module", "nope==1")
     with pytest.raises(UserError, match="type  pip install nope==1"):
         judges._package_file("not_a_module", "model.bin", "0", "nope==1")
     package = tmp_path / "weights_inside"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,11 @@ def test_manifest_sums_match_the_files_and_name_all_of_them():
         assert f"## {folder}" in notice
         for source in group["sources"].values():
             assert source["package"] in notice and source["licence"]
+    for text in (MEDIA / "licences").iterdir():
+        assert f"licences/{text.name}" in notice
+    top = (Path(__file__).parents[2] / "NOTICE").read_text()
+    for owner in ("Microsoft", "Google", "EmojiOne", "Twitter", "hibari", "joe", "Flite"):
+        assert owner in notice and owner in top, "what is shipped is named where a reader looks first"
 
 
 def test_every_thing_has_its_share_of_sentences_and_every_sentence_is_tested():
@@ -70,6 +76,7 @@ def test_every_sentence_is_spoken_by_the_house_and_by_others():
 
 
 def test_no_recording_is_in_both_parts():
+    """Nor is a sentence; the names are spoken alike in both, and only answered (see the world's text)."""
     sums = [
         {hashlib.sha256(wave.tobytes()).hexdigest() for by_voice in part.values() for wave in by_voice.values()}
         for part in WORLD.recordings.values()
@@ -126,6 +133,8 @@ def test_a_voice_can_be_chosen():
         WORLD.utterance("fox/0", np.random.default_rng(0), split="test", voice="joe")
     with pytest.raises(UserError, match="split 'fast'"):
         WORLD.picture("fox/0", np.random.default_rng(0), split="fast")
+    with pytest.raises(UserError, match="THING/SENTENCE"):
+        WORLD.picture("unicorn/0", np.random.default_rng(0), split="test")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +143,10 @@ def test_a_voice_can_be_chosen():
         ("speech/recordings.json", None, "cannot be read"),
         ("speech/recordings.json", b"{", "not valid JSON"),
         ("speech/recordings.json", b'{"hibari-test": [["fox/0", 0, 99999999]]}', "behind the end"),
+        ("speech/recordings.json", b"[]", "want .*VOICE-train"),
+        ("speech/recordings.json", b'{"hibari-later": []}', "want .*VOICE-train"),
+        ("speech/recordings.json", b'{"hibari-test": [["fox/0", -9, 9]]}', "want .*VOICE-train"),
+        ("speech/recordings.json", b'{"hibari-test": [["fox/0"]]}', "want .*VOICE-train"),
         ("speech/hibari-test.ogg", b"OggS", "cannot be read as audio"),
         ("pictures/noto.webp", b"RIFF", "cannot be read as a picture"),
     ],

@@ -200,10 +200,9 @@ def _load(media: Path) -> NumbersWorld:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{recordings_file}: entry {name!r} needs digit, part and rate") from error
         by_digit = clips.setdefault(("hibari", part), [[] for _ in DIGITS])
-        by_digit[digit].append(Clip(read_wave(recordings_file.with_name(name), SAMPLE_RATE, "float32", _REPAIR), rate))
+        by_digit[digit].append(Clip(read_wave(recordings_file.with_name(name), "float32", _REPAIR), rate))
     allison = [
-        [Clip(read_wave(media / f"speech/allison/{digit}.flac", SAMPLE_RATE, "float32", _REPAIR), 1.0)]
-        for digit in range(10)
+        [Clip(read_wave(media / f"speech/allison/{digit}.flac", "float32", _REPAIR), 1.0)] for digit in range(10)
     ]
     clips["allison", "test"] = allison
     labels = read_json(media / "drawings" / "labels.json", _REPAIR)

@@ -100,8 +100,8 @@ def _tile(resvg: Any, drawings: dict[str, Any], key: str) -> Image.Image:
 def jobs() -> Iterator[tuple[str, str, str]]:
     """(voice, part, string) of every recording.
 
-    The house voice says everything, its names twice (once for the test); every training sentence has one other voice,
-    every name all of them, and every test sentence one.
+    The house voice says everything, its names twice (once for the test, in the same way: it speaks a text in one way);
+    every training sentence has one other voice, every name all of them, and every test sentence one.
     """
     for part, strings in split().items():
         for number, string in enumerate(strings):

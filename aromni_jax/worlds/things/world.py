@@ -1,7 +1,9 @@
 """The things world: pictures in several styles, sentences in several voices.
 
 The "test" split speaks sentences that "train" does not have, in the same voices, and draws every thing in a style of
-which training has not seen a single picture.
+which training has not seen a single picture. A sentence is held out as a whole: training knows its thing and, of other
+things, its pattern. The names alone, which the test only answers and never hears, sound in both splits alike: the voice
+that answers speaks one text in one way.
 """
 
 from __future__ import annotations
@@ -105,8 +107,9 @@ class ThingsWorld:
 
         Without a style: in "train" one of three, moved, turned, scaled, mirrored and recoloured; in "test" the unseen
         one, as it is. With a style: that one, here and there a little larger or mirrored.
-        Raises UserError on an unknown split or style.
+        Raises UserError on an unknown split, style or item.
         """
+        self.text(string)
         _known(split, ("train", "test"), "split")
         if style is not None:
             how: Variation | None = CALM
@@ -204,14 +207,31 @@ def _load(media: Path) -> ThingsWorld:
     drawings = {style: _read_atlas(media / f"pictures/{style}.webp", things) for style in (*STYLES, UNSEEN_STYLE)}
     recordings: dict[str, dict[str, dict[str, np.ndarray]]] = {"train": {}, "test": {}}
     index = media / "speech" / "recordings.json"
-    for name, places in read_json(index, _REPAIR).items():
+    for name, places in _places(index).items():
         voice, _, part = name.rpartition("-")
-        wave = read_wave(index.with_name(f"{name}.ogg"), SAMPLE_RATE, "int16", _REPAIR)
+        wave = read_wave(index.with_name(f"{name}.ogg"), "int16", _REPAIR)
         for string, start, length in places:
             if start + length > len(wave):
                 raise UserError(f"{index}: {name}: {string} ends behind the end of the file: {_REPAIR}")
             recordings[part].setdefault(string, {})[voice] = wave[start : start + length]
     return ThingsWorld(media, drawings, recordings)
+
+
+def _places(index: Path) -> dict[str, list[tuple[str, int, int]]]:
+    """VOICE-PART -> (string, first sample, samples) of each recording in that file."""
+    found = read_json(index, _REPAIR)
+    try:
+        places = {
+            name: [(str(string), int(at), int(size)) for string, at, size in rows] for name, rows in found.items()
+        }
+        whole = all(at >= 0 and size > 0 for rows in places.values() for _, at, size in rows)
+    except (AttributeError, TypeError, ValueError):
+        whole = False
+    if not whole or not all(name.endswith(("-train", "-test")) for name in places):
+        raise UserError(
+            f'{index}: want {{"VOICE-train" or "VOICE-test": [[ITEM, first sample, samples], ...]}}: {_REPAIR}'
+        )
+    return places
 
 
 def _read_atlas(path: Path, things: Sequence[str]) -> dict[str, np.ndarray]:
