@@ -31,7 +31,7 @@ from aromni_jax.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
 from aromni_jax.codecs.wavtokenizer_weights import import_params, table
 from aromni_jax.errors import UserError
 
-TOLERANCE = 1e-3  # of vectors and waves, whose values are about 1
+TOLERANCE = 1e-3  # of vectors and waves, beside their root mean square
 MARGIN = 1e-3  # of squared distances: below it the choice of a code is left to rounding
 PACKAGES = ("aromni_jax", "jax", "jaxlib", "flax", "numpy", "torch", "transformers")
 BATCH = (1.3, 14.6, 3.1, 7.9, 2.2, 5.4, 9.7, 4.0, 1.8, 11.5, 2.7, 6.6)  # seconds: as uneven as read sentences are
@@ -130,12 +130,11 @@ def check_agreement(ours: Ours, peer: Side, waves: Sequence[np.ndarray]) -> dict
     differences, unequal = [], 0
     for wave_n, row, other in zip(waves, codes, other_codes, strict=True):
         vectors_te = ours.vectors(wave_n)
-        differences.append(np.abs(vectors_te - peer.vectors(wave_n)).max())
+        differences.append(_difference(vectors_te, peer.vectors(wave_n)))
         distance_tk = (codebook_ke**2).sum(axis=1) - 2 * vectors_te @ codebook_ke.T
         best_t2 = np.partition(distance_tk, 1, axis=1)[:, :2]
         unequal += int((row != other)[best_t2[:, 1] - best_t2[:, 0] > MARGIN].sum())
-    decoded = zip(ours.decode(codes), peer.decode(codes), strict=True)
-    wave_difference = float(np.max([np.abs(mine - theirs).max() for mine, theirs in decoded]))
+    wave_difference = float(np.max(list(map(_difference, ours.decode(codes), peer.decode(codes)))))
     vector_difference = float(np.max(differences))
     if not (vector_difference <= TOLERANCE and wave_difference <= TOLERANCE and unequal == 0):
         raise UserError(
@@ -149,6 +148,11 @@ def check_agreement(ours: Ours, peer: Side, waves: Sequence[np.ndarray]) -> dict
         "equal_codes": int(sum((row == other).sum() for row, other in zip(codes, other_codes, strict=True))),
         "codes_used": len(np.unique(np.concatenate(codes))),
     }
+
+
+def _difference(mine: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest one, as a share of the root mean square."""
+    return float(np.abs(mine - theirs).max() / np.sqrt(np.mean(mine**2)))
 
 
 def measure(

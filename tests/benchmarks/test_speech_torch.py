@@ -45,7 +45,7 @@ def test_sides_that_differ_are_not_timed(sides, monkeypatch, part):
     ours, peer = sides
     inner = getattr(peer, part)
     wrong = {"vectors": lambda x: inner(x) * np.nan, "encode": lambda x: [1 - row % 2 for row in inner(x)]}
-    wrong["decode"] = lambda x: [wave + 0.01 for wave in inner(x)]
+    wrong["decode"] = lambda x: [1.01 * wave for wave in inner(x)]
     monkeypatch.setattr(peer, part, wrong[part])
     with pytest.raises(UserError, match="do not compute the same"):
         speech_torch.check_agreement(ours, peer, [speech_torch.noise(SINGLE, CONFIG)])
