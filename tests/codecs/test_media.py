@@ -215,5 +215,5 @@ def test_no_other_program_is_started_for_a_picture(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.eps")
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args: pytest.fail("Ghostscript was asked"))
-    with pytest.raises(UserError, match="a.png"):
-        read_image(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.png"):
+        media.read_image(tmp_path / "a.png")
