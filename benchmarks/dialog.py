@@ -57,7 +57,7 @@ def second_turns(model: Any, batch: int, history: int, answer: int, new: int, re
         return [Request(prompt_tokens=p, max_new_tokens=limit, allowed=text, first=State.TEXT) for p in prompts]
 
     first = turn([[v.bos, *words(history - answer - 1)] for _ in range(batch)], answer)
-    said = [words(new - 1) for _ in range(batch)]
+    said = [words(new) for _ in range(batch)]
     times: dict[str, list[float]] = {"kept": [], "anew": []}
     for repeat in range(repeats + 1):
         session = engine.session()
