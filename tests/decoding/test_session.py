@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aromni_jax.config import ModelConfig
 from aromni_jax.decoding import Done, Engine, Guidance, Policy, Request, State, StateChange
 from aromni_jax.decoding import loop as loop_module
+from aromni_jax.decoding.guidance import Reads, follow
 from aromni_jax.decoding.session import match
 from aromni_jax.errors import UserError
 from aromni_jax.model import init_params
@@ -201,6 +202,18 @@ def test_several_batches_in_one_session(model):
 def test_a_session_of_another_engine(model, engine):
     with pytest.raises(UserError, match="another engine"):
         engine.generate(requests([[V.bos]] * 3), Engine(model).session())
+
+
+def test_what_each_kind_of_row_takes_in():
+    """Of two pictures in an answer, the row that knows only the picture being drawn holds the last (SPEC 6.7)."""
+    first, second = V.image_ids([0, 1, 2]).tolist(), V.image_ids([3, 4, 5]).tolist()
+    tokens = [V.text.start, V.boi, *first, V.eoi, V.text.start, V.boi, *second, V.eoi, V.eos]
+    pictures = [V.boi, *first, V.eoi, V.boi, *second, V.eoi]
+    assert follow(V, Reads.ALL, 2, [V.bos, V.eoh], tokens) == [V.bos, V.eoh, *tokens]
+    assert follow(V, Reads.PICTURES, 1, [V.bos], tokens) == [V.bos, *pictures]
+    one = follow(V, Reads.THIS_PICTURE, 1, [V.bos], tokens[:4])
+    assert one == [V.bos, V.boi, *first[:2]]
+    assert follow(V, Reads.THIS_PICTURE, 1, one, tokens[4:]) == [V.bos, V.boi, *second]
 
 
 rows = st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=4)
