@@ -3,7 +3,7 @@
 A turn is `--answer` tokens of answer after a history of random text; the next one adds `--new` tokens. Both ways take
 turns in every repeat, each after an untimed run that compiles. The tokens they choose must be the same.
 
-    python benchmarks/dialog.py --out benchmarks/results/dialog.json
+    python benchmarks/second_turn.py --out benchmarks/results/second_turn.json
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def main() -> int:
         table = markdown(result)
         store.write_text(args.out.with_suffix(".md"), f"# Second turns of dialogs\n\n{table}")
     except (UserError, OSError) as error:
-        print(f"dialog: {error}", file=sys.stderr)
+        print(f"second_turn: {error}", file=sys.stderr)
         return 1
     print(table, end="")
     return 0
