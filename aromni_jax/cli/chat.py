@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import json
 import pathlib
@@ -25,6 +26,7 @@ from aromni_jax.cli.generate import (
 from aromni_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from aromni_jax.decoding import Session
     from aromni_jax.tasks import Assistant, Options, Part, Speech
 
 EXAMPLE = "aromni chat --model numbers --out runs/chat"
@@ -61,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("runs/chat"), help="folder for answers (default: runs/chat)"
     )
+    parser.add_argument(
+        "--history",
+        choices=("refuse", "drop_oldest"),
+        default="refuse",
+        help="when a dialog leaves no room for an answer: refuse the turn, or drop the oldest turns (default: refuse)",
+    )
     parser.add_argument("--save-tokens", action="store_true", help="write each turn's tokens into its reply.json")
     add_model_arguments(parser)
     add_sampling_arguments(parser)
@@ -70,12 +78,13 @@ def run(args: argparse.Namespace) -> int:
     """Chat until the input ends. From a file, a bad turn is reported and the others run; exit code 1 then."""
     dialogs = None if args.input is None else read_dialogs(args.input)
     assistant = load_assistant(args)
-    options = read_options(args, "chat")
+    options = dataclasses.replace(read_options(args, "chat"), history=args.history)
     if dialogs is None:
         return _terminal(assistant, options, args.out)
     base = args.base_dir or args.input.parent
     log = [
-        _file_turn(assistant, options, turn, base, args.out, args.save_tokens, state) for state, turn in _turns(dialogs)
+        _file_turn(assistant, options, turn, base, args.out, args.save_tokens, dialog)
+        for dialog, turn in _turns(assistant, dialogs)
     ]
     write_json(args.out / "log.json", log)
     failed = sum("error" in entry for entry in log)
@@ -86,8 +95,9 @@ def run(args: argparse.Namespace) -> int:
 class _Dialog:
     """What a dialog carries from turn to turn."""
 
-    def __init__(self, dialog_id: str) -> None:
+    def __init__(self, dialog_id: str, session: Session) -> None:
         self.id = dialog_id
+        self.session = session
         self.history: list[int] = []
         self.turns = 0
 
@@ -114,15 +124,15 @@ def read_dialogs(path: pathlib.Path) -> list[dict[str, Any]]:
     return dialogs
 
 
-def _turns(dialogs: Sequence[dict[str, Any]]) -> Iterator[tuple[_Dialog, Any]]:
+def _turns(assistant: Assistant, dialogs: Sequence[dict[str, Any]]) -> Iterator[tuple[_Dialog, Any]]:
     """All turns with the state of the dialog they belong to; another dialog_id or `reset` starts without history."""
     for dialog in dialogs:
-        state = _Dialog(_folder_name(dialog["dialog_id"]))
+        state = _Dialog(_folder_name(dialog["dialog_id"]), assistant.session())
         for turn in dialog["turns"]:
             if isinstance(turn, dict):
                 own = _folder_name(turn.get("dialog_id", state.id))
                 if own != state.id:
-                    state = _Dialog(own)
+                    state = _Dialog(own, assistant.session())
                 if turn.get("reset"):
                     state.history = []
             yield state, turn
@@ -143,7 +153,7 @@ def _file_turn(
     try:
         parts = _turn_parts(assistant, turn, base)
         append_text = turn.get("user_append_text")
-        reply, history = assistant.chat(dialog.history, parts, append_text, options)
+        reply, history = assistant.chat(dialog.history, parts, append_text, options, dialog.session)
         folder = out / dialog.id / f"turn_{dialog.turns:04d}"
         entry.update(write_reply(assistant, reply, folder, "reply"))
         if save_tokens:
@@ -202,9 +212,8 @@ def _with_silence(assistant: Assistant, speech: Speech, turn: dict[str, Any]) ->
 def _terminal(assistant: Assistant, options: Options, out: pathlib.Path) -> int:
     """Read lines until end of input or /quit."""
     print(_HELP)
-    history: list[int] = []
+    dialog = _Dialog("", assistant.session())
     parts: list[Part] = []
-    turn = 0
     while True:
         try:
             line = input("you> ").strip()
@@ -216,7 +225,7 @@ def _terminal(assistant: Assistant, options: Options, out: pathlib.Path) -> int:
             if command in ("/quit", "/exit"):
                 return 0
             if command == "/reset":
-                history, parts = [], []
+                dialog.history, parts = [], []
                 print("(the dialog is forgotten)")
             elif command in ("/speech", "/image"):
                 parts.append(read_part(assistant, {"/speech": "audio", "/image": "image"}[command], rest.strip()))
@@ -225,39 +234,41 @@ def _terminal(assistant: Assistant, options: Options, out: pathlib.Path) -> int:
                 print(_HELP)
             elif line or parts:
                 sent = [*parts, *([read_part(assistant, "text", line)] if line else [])]
-                turn += 1
-                history = _answer(assistant, options, history, sent, out / f"turn_{turn:04d}")
+                dialog.turns += 1
+                _answer(assistant, options, dialog, sent, out / f"turn_{dialog.turns:04d}")
                 parts = []
         except UserError as error:
             print(f"! {error}")
 
 
 def _answer(
-    assistant: Assistant, options: Options, history: list[int], parts: Sequence[Part], folder: pathlib.Path
-) -> list[int]:
-    """Run one turn, printing text as it comes; returns the new history."""
-    from aromni_jax.decoding import Done, State, StateChange, TextPiece
+    assistant: Assistant, options: Options, dialog: _Dialog, parts: Sequence[Part], folder: pathlib.Path
+) -> None:
+    """Run one turn of the dialog, printing text as it comes."""
+    from aromni_jax.decoding import State, StateChange, TextPiece
+    from aromni_jax.tasks import TurnDone
 
     done, label = None, ""
-    for event in assistant.chat_events(history, parts, None, options):
+    for event in assistant.chat_events(dialog.history, parts, None, options, dialog.session):
         if isinstance(event, TextPiece):
             now = "heard" if event.state == State.TRANSCRIPT else "model"
             print(event.text if now == label else f"\n{now}> {event.text}", end="", flush=True)
             label = now
         elif isinstance(event, StateChange) and event.state in (State.SPEECH, State.IMAGE):
             print(" (speaks)" if event.state == State.SPEECH else " (draws)", end="", flush=True)
-        elif isinstance(event, Done):
+        elif isinstance(event, TurnDone):
             done = event
     print()
-    assert done is not None, "every stream ends with Done"
-    reply, history = assistant.chat_reply(history, parts, None, done)
-    record = write_reply(assistant, reply, folder, "reply")
+    assert done is not None, "every turn ends with TurnDone"
+    dialog.history = done.history
+    record = write_reply(assistant, done.reply, folder, "reply")
     for name in record["files"]:
         if not name.endswith(".txt"):
             print(f"  {folder / name}")
-    usage = reply.result.usage
-    print(f"  ({usage.new_tokens} tokens, {usage.total:.2f} s)")
-    return history
+    if done.reply.dropped.turns:
+        print(f"  (no room for all of the dialog: its oldest turns are dropped, {done.reply.dropped.turns} of them)")
+    usage = done.result.usage
+    print(f"  ({usage.new_tokens} tokens, {usage.total:.2f} s; read {usage.fed_tokens} of {usage.prompt_tokens})")
 
 
 def _folder_name(dialog_id: Any) -> str:

@@ -167,8 +167,12 @@ def write_reply(assistant: Assistant, reply: Reply, folder: pathlib.Path, name: 
         record["transcript"] = media.transcript
     if media.wave is not None:
         record["seconds_of_speech"] = round(len(media.wave) / media.sample_rate, 3)
+    if reply.dropped.turns:
+        record["dropped"] = {"turns": reply.dropped.turns, "tokens": reply.dropped.tokens}
     record["usage"] = {
         "prompt_tokens": usage.prompt_tokens,
+        "reused_tokens": usage.reused_tokens,
+        "fed_tokens": usage.fed_tokens,
         "new_tokens": usage.new_tokens,
         "first_token_seconds": round(usage.first_token, 3),
         "total_seconds": round(usage.total, 3),

@@ -16,6 +16,7 @@ from aromni_jax.decoding.request import (
     Usage,
 )
 from aromni_jax.decoding.sampling import GREEDY, Policy
+from aromni_jax.decoding.session import Session
 
 __all__ = [
     "GREEDY",
@@ -30,6 +31,7 @@ __all__ = [
     "Request",
     "Result",
     "Segment",
+    "Session",
     "SpeechChunk",
     "State",
     "StateChange",

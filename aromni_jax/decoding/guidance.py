@@ -36,7 +36,7 @@ class Guidance:
             raise UserError(f"guidance: scales must be finite, got text {self.text} and image {self.image}")
 
 
-class _Reads(enum.IntEnum):
+class Reads(enum.IntEnum):
     """What a row takes in of the tokens its main row emits."""
 
     ALL = 0
@@ -71,7 +71,7 @@ def plan(
     prompts: Sequence[Sequence[int]],
     guidance: Sequence[Guidance | None],
     may_draw: Sequence[bool],
-) -> tuple[list[tuple[int, _Reads, list[int]]], np.ndarray, np.ndarray]:
+) -> tuple[list[tuple[int, Reads, list[int]]], np.ndarray, np.ndarray]:
     """Side rows of a batch.
 
     Returns:
@@ -79,7 +79,7 @@ def plan(
       int32 [B, 2]: number of the side row for i and for u, -1 for none;
       float32 [B, 3]: coefficients of f, i, u.
     """
-    side: list[tuple[int, _Reads, list[int]]] = []
+    side: list[tuple[int, Reads, list[int]]] = []
     rows = np.full((len(prompts), 2), -1, np.int32)
     weights = np.tile(np.asarray([1, 0, 0], np.float32), (len(prompts), 1))
     v = vocabulary
@@ -94,11 +94,31 @@ def plan(
         weights[b] = full, image, none
         if image:
             rows[b, 0] = len(side)
-            side.append((b, _Reads.PICTURES, pictures))
+            side.append((b, Reads.PICTURES, pictures))
         if none:
             rows[b, 1] = len(side)
-            side.append((b, _Reads.THIS_PICTURE, plain))
+            side.append((b, Reads.THIS_PICTURE, plain))
     return side, rows, weights
+
+
+def follow(
+    vocabulary: JointVocabulary, reads: Reads, own: int, held: Sequence[int], tokens: Sequence[int]
+) -> list[int]:
+    """What a row whose prompt has `own` tokens holds after its main row has emitted `tokens`: `reading` and
+    `forget_last_picture`, told on the host."""
+    v = vocabulary
+    if reads == Reads.ALL:
+        return [*held, *tokens]
+    pictures = [token for token in tokens if token in v.image or token in (v.boi, v.eoi)]
+    if reads == Reads.PICTURES:
+        return [*held, *pictures]
+    now = list(held)
+    for token in pictures:
+        if token == v.boi:
+            del now[own:]
+        if token != v.eoi:
+            now.append(token)
+    return now
 
 
 def mix(logits_rv: jax.Array, branches: Branches, state_b: jax.Array) -> jax.Array:
@@ -126,7 +146,7 @@ def forget_last_picture(
     vocabulary: JointVocabulary, branches: Branches, cache: KVCache, tokens_r: jax.Array, prompt_slots: jax.Array
 ) -> KVCache:
     """At boi, the rows that know only the picture being drawn go back to their prompt: [bos, boi] (SPEC 6.7)."""
-    again_r = (branches.reads_r == _Reads.THIS_PICTURE) & (tokens_r == vocabulary.boi)
+    again_r = (branches.reads_r == Reads.THIS_PICTURE) & (tokens_r == vocabulary.boi)
     generated_t = jnp.arange(cache.length) >= prompt_slots
     return dataclasses.replace(
         cache,

@@ -27,7 +27,7 @@ class Inputs:
       rules, policies: [B] and [B, states] arrays.
       keys_b: uint32 [B, 2], one random key per request.
       branches: rows of the cache, see `guidance.Branches`.
-      prompt_slots: int32 scalar, slots of the cache that prompts take up.
+      prompt_slots: int32 scalar, slots of the cache that were taken up when the prompts were read.
     """
 
     rules: Rules
@@ -55,36 +55,39 @@ class Carry:
     seen_bv: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "grammar", "cache_length"))
+@functools.partial(jax.jit, static_argnames=("config", "grammar"), donate_argnames=("cache",))
 def prefill(
     params: Params,
+    cache: KVCache,
+    seen_bv: jax.Array,
     tokens_rp: jax.Array,
     lengths_r: jax.Array,
+    keep_r: jax.Array,
     rules: Rules,
     idle_b: jax.Array,
     *,
     config: ModelConfig,
     grammar: Grammar,
-    cache_length: int,
 ) -> Carry:
-    """Read all prompts.
+    """Read the part of every prompt that the cache does not hold.
 
     Args:
-      tokens_rp: int32 [R, P], padded on the left; lengths_r: int32 [R], real tokens per row.
+      cache: of R rows. Donated.
+      seen_bv: bool [B, V], the ids of each whole prompt.
+      tokens_rp: int32 [R, P], what is to be read, padded on the left; lengths_r: int32 [R], real tokens per row.
+      keep_r: int32 [R], how many of a row's tokens in the cache its prompt begins with; the others are forgotten.
       idle_b: bool [B], rows that only fill up the batch.
     """
-    rows, slots = tokens_rp.shape
+    slots = tokens_rp.shape[1]
     real_rp = jnp.arange(slots)[None] >= slots - lengths_r[:, None]
-    cache = KVCache.create(config, rows, cache_length)
-    hidden_rpd, filled = forward(params, config, tokens_rp, segment_ids_bs=real_rp.astype(jnp.int32), cache=cache)
+    hidden_rpd, filled = forward(
+        params, config, tokens_rp, segment_ids_bs=real_rp.astype(jnp.int32), cache=cache.keep_first(keep_r)
+    )
     assert filled is not None, "forward returns the cache it was given"
-    batch = idle_b.shape[0]
-    size = grammar.vocabulary.size
-    seen_bv = jnp.zeros((batch, size), bool)
-    # Padding is sent to an index past the vocabulary, which the scatter drops.
-    ids_bp = jnp.where(real_rp, tokens_rp, size)[:batch]
-    seen_bv = seen_bv.at[jnp.arange(batch)[:, None], ids_bp].set(True, mode="drop")
     return Carry(filled, hidden_rpd[:, -1], grammar.start(rules, idle_b), seen_bv)
+
+
+pick = jax.jit(KVCache.pick, static_argnames=("length",))
 
 
 @functools.partial(jax.jit, static_argnames=("length",))

@@ -51,15 +51,22 @@ class Usage:
     """Counts and clocks of one request, seconds since its batch was started.
 
     Attributes:
+      prompt_tokens: of the whole prompt.
+      reused_tokens: of them, those that a session had in its cache; fed_tokens: the others, which were read.
       tokens_per_second: new tokens of this request over its whole time, prefill included.
       first_audio: when the first speech chunk was ready; None without speech.
     """
 
     prompt_tokens: int
+    reused_tokens: int
     new_tokens: int
     first_token: float
     first_audio: float | None
     total: float
+
+    @property
+    def fed_tokens(self) -> int:
+        return self.prompt_tokens - self.reused_tokens
 
     @property
     def tokens_per_second(self) -> float:

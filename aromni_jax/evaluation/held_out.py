@@ -174,10 +174,15 @@ class _Run:
         strings, shown = self._strings(count), self._things(count)[::-1]
         words, standard = self.standard.words, self.standard
         heard, seen = self._spoken(strings), self._drawn(shown)
-        # Room for several times a right answer; a model that rambles must not fill the context before the second turn.
-        brief = dataclasses.replace(task_options("chat"), max_text=standard.chat_text, max_speech=standard.chat_speech)
-        firsts = self.assistant.chats([[] for _ in strings], [[part] for part in heard], options=brief)
-        seconds = self.assistant.chats([history for _, history in firsts], [[part] for part in seen], options=brief)
+        # Room for several times a right answer; a model that rambles all the same loses its first turn, not the run.
+        brief = dataclasses.replace(
+            task_options("chat"), max_text=standard.chat_text, max_speech=standard.chat_speech, history="drop_oldest"
+        )
+        histories: list[list[int]] = [[] for _ in strings]
+        session = self.assistant.session()
+        firsts = self.assistant.chats(histories, [[part] for part in heard], options=brief, session=session)
+        histories = [history for _, history in firsts]
+        seconds = self.assistant.chats(histories, [[part] for part in seen], options=brief, session=session)
         right: dict[str, list[bool]] = {}
 
         def count_right(name: str, judged: str, expected: str) -> None:

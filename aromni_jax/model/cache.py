@@ -64,3 +64,40 @@ class KVCache:
             positions_b=jnp.maximum(self.positions_b, reached),
             index=self.index + segments_bs.shape[1],
         )
+
+    def keep_first(self, keep_b: jax.Array) -> KVCache:
+        """Forget all but the first `keep_b` (int [b]) tokens of each row; their slots are not given back.
+
+        For rows whose positions are their tokens' numbers, as they are when the caller gives none.
+        """
+        real_bt = self.segments_bt != 0
+        late_bt = jnp.cumsum(real_bt, axis=1) > keep_b[:, None]
+        return dataclasses.replace(
+            self,
+            segments_bt=jnp.where(late_bt, 0, self.segments_bt),
+            positions_b=jnp.minimum(self.positions_b, keep_b),
+        )
+
+    def pick(self, rows_r: jax.Array, keep_r: jax.Array, length: int) -> KVCache:
+        """A cache of the rows `rows_r` (int [r]; a row may be taken twice), of each its first `keep_r` tokens.
+
+        They stand side by side from slot 0 on, with no padding between, in `length` slots; `keep_r` as in `keep_first`
+        and at most `length`. Works through one layer at a time, to need little memory beside the old and the new cache.
+        """
+        kept = dataclasses.replace(
+            self, segments_bt=self.segments_bt[rows_r], positions_b=self.positions_b[rows_r]
+        ).keep_first(keep_r)
+        order_rt = jnp.argsort(kept.segments_bt == 0, axis=1, stable=True)[:, :length]
+        more = length - order_rt.shape[1]
+
+        def move(layer_bkte: jax.Array) -> jax.Array:
+            moved_rkte = jnp.take_along_axis(layer_bkte[rows_r], order_rt[:, None, :, None], axis=2)
+            return jnp.pad(moved_rkte, [(0, 0), (0, 0), (0, more), (0, 0)])
+
+        return KVCache(
+            keys_lbkte=jax.lax.map(move, self.keys_lbkte),
+            values_lbkte=jax.lax.map(move, self.values_lbkte),
+            segments_bt=jnp.pad(jnp.take_along_axis(kept.segments_bt, order_rt, axis=1), [(0, 0), (0, more)]),
+            positions_b=kept.positions_b,
+            index=jnp.max(keep_r).astype(self.index.dtype),
+        )

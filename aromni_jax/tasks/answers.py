@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from aromni_jax.decoding import Result
 from aromni_jax.errors import UserError
 from aromni_jax.tasks.parts import Image, Part, Speech, Text
 from aromni_jax.vocabulary import JointVocabulary
@@ -107,6 +108,24 @@ def read_answer(tokens: Sequence[int], vocabulary: JointVocabulary, text_codec: 
         at += 1
     close_text()
     return Answer(tuple(parts), transcript)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """What was left out at the front of a history, so that the turn had room: whole turns, and their tokens."""
+
+    turns: int = 0
+    tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """What came of one prompt: tokens with their states and clocks, the parts they spell; what the prompt left out."""
+
+    prompt: Sequence[int]
+    result: Result
+    answer: Answer
+    dropped: Dropped = Dropped()
 
 
 @dataclasses.dataclass(frozen=True)

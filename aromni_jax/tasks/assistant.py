@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
-from aromni_jax.decoding import Done, Engine, Event, Result
+from aromni_jax.decoding import Done, Engine, Event, Result, Session
 from aromni_jax.decoding.engine import Model
 from aromni_jax.errors import UserError
-from aromni_jax.tasks.answers import Answer, Media, read_answer, to_media
+from aromni_jax.tasks.answers import Media, Reply, read_answer, to_media
+from aromni_jax.tasks.dialog import Turn, TurnDone, plan_turn
 from aromni_jax.tasks.parts import Image, Part, Speech, Text
 from aromni_jax.tasks.prompts import PromptBuilder
 from aromni_jax.tasks.requests import Options, make_request, task_options
@@ -21,15 +23,6 @@ from aromni_jax.tasks.templates import Template
 
 if TYPE_CHECKING:
     import PIL.Image
-
-
-@dataclasses.dataclass(frozen=True)
-class Reply:
-    """What came of one prompt: tokens with their states and clocks, and the parts they spell."""
-
-    prompt: Sequence[int]
-    result: Result
-    answer: Answer
 
 
 class Assistant:
@@ -140,15 +133,23 @@ class Assistant:
 
     # -- chat ----------------------------------------------------------------------------------------
 
+    def session(self) -> Session:
+        """What one or more dialogs keep between turns, so that a turn reads only what is new (`Engine.session`).
+
+        Give it to every turn of theirs. The answers are the same without it; drop it to free the memory.
+        """
+        return self.engine.session()
+
     def chat(
         self,
         history: Sequence[int],
         parts: Sequence[Part],
         append_text: str | None = None,
         options: Options | None = None,
+        session: Session | None = None,
     ) -> tuple[Reply, list[int]]:
         """One turn: the reply, and the history (token ids, [] at first) that the next turn takes."""
-        return self.chats([history], [parts], append_text, options)[0]
+        return self.chats([history], [parts], append_text, options, session)[0]
 
     def chats(
         self,
@@ -156,15 +157,15 @@ class Assistant:
         parts: Sequence[Sequence[Part]],
         append_text: str | None = None,
         options: Options | None = None,
+        session: Session | None = None,
     ) -> list[tuple[Reply, list[int]]]:
-        """One turn of many dialogs at once."""
-        turns = list(zip(histories, parts, strict=True))
-        prompts = [self.prompts.chat_prompt(history, said, append_text) for history, said in turns]
-        results = self._generate("chat", prompts, options)
-        return [
-            self._turn(history, said, append_text, result)
-            for (history, said), result in zip(turns, results, strict=True)
+        """One turn of many dialogs at once; what does not fit the context goes by `options.history`."""
+        turns = [
+            self._plan(history, said, append_text, options, n)
+            for n, (history, said) in enumerate(zip(histories, parts, strict=True))
         ]
+        results = self.engine.generate([turn.request for turn in turns], session)
+        return [self._finish(turn, result) for turn, result in zip(turns, results, strict=True)]
 
     def chat_events(
         self,
@@ -172,24 +173,35 @@ class Assistant:
         parts: Sequence[Part],
         append_text: str | None = None,
         options: Options | None = None,
-    ) -> Iterator[Event]:
-        """The same turn as events, as they come; give the last one, `Done`, to `chat_reply`."""
-        prompt = self.prompts.chat_prompt(history, parts, append_text)
+        session: Session | None = None,
+    ) -> Generator[Event]:
+        """The same turn as events, as they come; the last one is `TurnDone`, with the reply and the new history.
+
+        Closing the iterator cancels the turn: the dialog can go on from the old history.
+        """
+        turn = self._plan(history, parts, append_text, options)
+        with contextlib.closing(self.engine.stream([turn.request], session)) as events:
+            for event in events:
+                if isinstance(event, Done):
+                    yield TurnDone(event.id, event.at, event.result, *self._finish(turn, event.result))
+                else:
+                    yield event
+
+    def _plan(
+        self,
+        history: Sequence[int],
+        parts: Sequence[Part],
+        append_text: str | None,
+        options: Options | None,
+        number: int = 0,
+    ) -> Turn:
         options = options or task_options("chat")
-        yield from self.engine.stream([make_request("chat", prompt, self.vocabulary, options)])
+        return plan_turn(self.prompts, history, parts, append_text, options, context=self.engine.context, number=number)
 
-    def chat_reply(
-        self, history: Sequence[int], parts: Sequence[Part], append_text: str | None, done: Done
-    ) -> tuple[Reply, list[int]]:
-        """The reply that a finished turn of `chat_events` gave, and the history with it."""
-        return self._turn(history, parts, append_text, done.result)
-
-    def _turn(
-        self, history: Sequence[int], parts: Sequence[Part], append_text: str | None, result: Result
-    ) -> tuple[Reply, list[int]]:
-        prompt = self.prompts.chat_prompt(history, parts, append_text)
+    def _finish(self, turn: Turn, result: Result) -> tuple[Reply, list[int]]:
+        reply = dataclasses.replace(self._reply(turn.request.prompt_tokens, result), dropped=turn.dropped)
         output = result.tokens.tolist()
-        return self._reply(prompt, result), self.prompts.chat_history(history, parts, output, append_text)
+        return reply, self.prompts.chat_history(turn.history, turn.parts, output, turn.append_text)
 
     # -- media <-> parts -----------------------------------------------------------------------------
 

@@ -87,6 +87,11 @@ class PromptBuilder:
         prompt = self.chat_prompt(history, user_parts, append_text)
         return [*prompt[1:], *output]
 
+    def without_oldest(self, history: Sequence[int]) -> list[int]:
+        """`history` less its first turn, which ends with the eom of the model's answer."""
+        ends = [at for at, token in enumerate(history) if token == self.vocabulary.eom]
+        return list(history[ends[0] + 1 :]) if ends else []
+
     def chat_example(
         self, turns: Sequence[tuple[Sequence[Part], Sequence[Part]]], append_text: str | None = None
     ) -> tuple[list[int], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from aromni_jax.decoding import Guidance, Policy, Request, State
 from aromni_jax.tasks.parts import Image, Speech, Text
@@ -25,6 +26,8 @@ class Options:
       seed: of the first request; request n draws with seed + n.
       max_new_tokens: None = room for `max_text` pieces, `max_speech` codes or one picture, whatever the task makes.
       max_text, max_speech: text pieces and speech codes of one answer (one more may fit).
+      history: what to do when a dialog has become so long that it leaves no room for the answer (`plan_turn` says how
+        much that is): "refuse", or "drop_oldest" for its oldest turns to be left out, which the reply reports.
     """
 
     policies: Mapping[State, Policy] = dataclasses.field(default_factory=dict)
@@ -33,6 +36,7 @@ class Options:
     max_new_tokens: int | None = None
     max_text: int = 128
     max_speech: int = 400
+    history: Literal["refuse", "drop_oldest"] = "refuse"
 
 
 # Pictures vary from draw to draw and stay legible (measured on the numbers world); the rest is greedy (SPEC 6.6).

@@ -1,6 +1,7 @@
 """`aromni generate` and `aromni chat` on real files, with the shipped codecs and a model of random weights."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -164,7 +165,9 @@ def test_the_terminal(files, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     assert chat(files, tmp_path) == 0
     out = capsys.readouterr().out
-    assert out.count("tokens, ") == 2 and "heard>" in out and "none.wav does not exist" in out and "forgotten" in out
+    reads = [(int(fed), int(whole)) for fed, whole in re.findall(r"read (\d+) of (\d+)\)", out)]
+    assert len(reads) == 2 and reads[0][0] == reads[0][1] > 0 and reads[1][0] < reads[1][1] - reads[0][1]
+    assert "heard>" in out and "none.wav does not exist" in out and "forgotten" in out
 
 
 def test_the_terminal_ends_with_its_input(files, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The engine against a slow, plain re-implementation without cache, scan or buckets; and what it promises callers."""
 
 import dataclasses
+import functools
 import itertools
 import types
 
@@ -211,14 +212,16 @@ def test_one_program_per_bucket(model):
     assert programs()[0] == before[0] + 1
 
 
-def test_carry_is_donated(model):
-    engine = Engine(model)
-    request = requests()[1]
-    carry, inputs = engine._prepare([request], [Limits(33)])
-    loop_module.decode(
-        model.params, carry, inputs, config=CONFIG, grammar=GRAMMAR, steps=32, guided=False
-    )  # fmt: skip
-    assert carry.cache.keys_lbkte.is_deleted() and carry.seen_bv.is_deleted()
+def test_carry_is_donated(model, monkeypatch):
+    """To the prefill the cache it reads on in, to each chunk all of it."""
+    given = []
+    for name in ("prefill", "decode"):
+        inner = getattr(loop_module, name)
+        keep = functools.partial(lambda inner, *a, **k: given.append(a[1]) or inner(*a, **k), inner)
+        monkeypatch.setattr(f"aromni_jax.decoding.engine.{name}", keep)
+    Engine(model).generate([requests()[1]])
+    cache, carry, *_ = given
+    assert cache.keys_lbkte.is_deleted() and carry.cache.keys_lbkte.is_deleted() and carry.seen_bv.is_deleted()
 
 
 def test_events_tell_the_same_story_as_results(model):
@@ -258,9 +261,9 @@ def test_a_growing_cache_changes_nothing(model, monkeypatch):
     grown = []
     inner = loop_module.grow
     monkeypatch.setattr("aromni_jax.decoding.engine.grow", lambda *a, **k: grown.append(k["length"]) or inner(*a, **k))
-    monkeypatch.setattr("aromni_jax.decoding.engine._SMALLEST_CACHE", 64)
+    monkeypatch.setattr("aromni_jax.decoding.session.SMALLEST_CACHE", 64)
     small = Engine(model).generate([request])[0]
-    monkeypatch.setattr("aromni_jax.decoding.engine._SMALLEST_CACHE", 128)
+    monkeypatch.setattr("aromni_jax.decoding.session.SMALLEST_CACHE", 128)
     whole = Engine(model).generate([request])[0]
     assert grown == [128] and len(whole.tokens) > 64
     assert small.tokens.tolist() == whole.tokens.tolist() == plain_greedy(model, request)

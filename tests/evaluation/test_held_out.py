@@ -93,8 +93,11 @@ class Knowing:
             return f"a {THINGS[part.codes[0]]}", int(part.codes[0])
         return sentence(THINGS[part.codes[1]], part.codes[2]), int(part.codes[1])
 
-    def chats(self, histories, parts, options):
-        assert options.max_text == 16
+    def session(self):
+        return "session"
+
+    def chats(self, histories, parts, options, session):
+        assert options.max_text == 16 and session == "session"
         turns = []
         for history, (part,) in zip(histories, parts, strict=True):
             said, thing = self._understood(part)

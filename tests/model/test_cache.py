@@ -108,3 +108,28 @@ def test_one_program_for_every_step():
     for token in range(4):
         _, cache = count(PARAMS["pre"], SMALL, jnp.array([[token]]), cache=cache)
     assert count._cache_size() == 1
+
+
+def test_a_cache_goes_on_from_what_is_kept_of_it():
+    """Rows forget their ends, change places, are taken twice and move to a longer or shorter cache; then they go on."""
+    ids = np.asarray(tokens(2, 12))
+    real = np.ones((2, 8), np.int32)
+    real[0, [0, 3]] = real[1, [2, 5, 6, 7]] = 0  # padding at both ends and between
+    fed = np.zeros((2, 8), ids.dtype)
+    for row in range(2):
+        fed[row, real[row] == 1] = ids[row, : real[row].sum()]  # 6 tokens and 4
+    _, cache = step(PARAMS["pre"], SMALL, fed, segment_ids_bs=real, cache=KVCache.create(SMALL, 2, LENGTH))
+    expected = _full(SMALL, ids, PARAMS["pre"])
+
+    def goes_on(cache, rows, keep):
+        following = np.stack([ids[row, at : at + 3] for row, at in zip(rows, keep, strict=True)])
+        hidden_bsd, cache = step(PARAMS["pre"], SMALL, following, cache=cache)
+        for n, (row, at) in enumerate(zip(rows, keep, strict=True)):
+            np.testing.assert_allclose(hidden_bsd[n], expected[row, at : at + 3], atol=1e-5)
+        np.testing.assert_array_equal(cache.positions_b, np.add(keep, 3))
+        return int(cache.index)
+
+    rows, keep = [1, 0, 1], [4, 5, 2]
+    for length in (8, 40):
+        assert goes_on(cache.pick(jnp.array(rows), jnp.array(keep), length), rows, keep) == 5 + 3
+    assert goes_on(cache.keep_first(jnp.array([3, 0])), [0, 1], [3, 0]) == 8 + 3

@@ -15,7 +15,7 @@ from aromni_jax.decoding import GREEDY, Done, Guidance, Policy, State, TextPiece
 from aromni_jax.errors import UserError
 from aromni_jax.model import init_params
 from aromni_jax.prepare import Codecs
-from aromni_jax.tasks import Assistant, Image, Options, Speech, Text, make_request, task_options
+from aromni_jax.tasks import Assistant, Dropped, Image, Options, Speech, Text, TurnDone, make_request, task_options
 from aromni_jax.vocabulary import TASKS, JointVocabulary
 
 V = JointVocabulary.compact(text_pieces=256, image_codes=6, image_tokens=4, speech_codes=9)
@@ -130,11 +130,44 @@ def test_chat_remembers(assistant):
 def test_chat_as_events(assistant):
     parts = [Text("hi")]
     *events, done = assistant.chat_events([], parts, options=SHORT)
-    assert isinstance(done, Done)
-    reply, history = assistant.chat_reply([], parts, None, done)
-    assert (reply.answer, history) == (lambda turn: (turn[0].answer, turn[1]))(assistant.chat([], parts, options=SHORT))
+    assert isinstance(done, TurnDone) and not any(isinstance(event, Done) for event in events)
+    reply, history = assistant.chat([], parts, options=SHORT)
+    assert (done.reply.answer, done.history) == (reply.answer, history)
     heard = "".join(e.text for e in events if isinstance(e, TextPiece) and e.state == State.TRANSCRIPT)
     assert heard.strip() == reply.answer.transcript
+
+
+def test_a_turn_reads_only_what_is_new(assistant):
+    """Also after a turn that was cancelled on its way."""
+    session, few = assistant.session(), dataclasses.replace(SHORT, max_new_tokens=24)
+    first, history = assistant.chat([], [Text("hi")], options=few, session=session)
+    assert first.result.usage.fed_tokens == first.result.usage.prompt_tokens == len(first.prompt)
+    events = assistant.chat_events(history, [Text("no")], options=few, session=session)
+    next(events)
+    events.close()
+    *_, done = assistant.chat_events(history, [Text("yes")], options=few, session=session)
+    plain, longer = assistant.chat(history, [Text("yes")], options=few)
+    assert done.history == longer and plain.result.usage.reused_tokens == 0
+    usage = done.result.usage
+    assert usage.reused_tokens >= len(history) and usage.fed_tokens + usage.reused_tokens == len(plain.prompt)
+
+
+def test_dropped_turns_are_reported(assistant):
+    """A context of 256: 200 tokens of two turns and an answer of 60."""
+    old = [*[V.text.start] * 150, V.eoh, V.ins, V.res, V.eom]
+    recent = [*[V.text.start + 1] * 50, V.eoh, V.ins, V.res, V.eom]
+    options = dataclasses.replace(SHORT, max_new_tokens=60)
+    with pytest.raises(UserError, match="dialog 0: 208 tokens of history"):
+        assistant.chat([*old, *recent], [Text("hi")], "", options)
+    options = dataclasses.replace(options, history="drop_oldest")
+    session = assistant.session()
+    assistant.chat(recent, [Text("hi")], "", options, session)
+    reply, history = assistant.chat([*old, *recent], [Text("hi")], "", options, session)
+    assert reply.dropped == Dropped(turns=1, tokens=len(old))
+    assert reply.prompt[1:-3] == recent and history[: len(recent)] == recent
+    assert assistant.chat(recent, [Text("hi")], "", options)[1] == history
+    with pytest.raises(UserError, match=r"the prompt has 302 tokens, the context only 256"):
+        assistant.chat(recent, [Text("hi" * 150)], "", options)
 
 
 @pytest.mark.parametrize("task", TASKS)
