@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 _KERNEL = 7  # of the first and the last convolution
-_CHUNK = 256  # frames: what of a long wave is in memory at once
+# Frames of a long wave in memory at once. CPUs run what is inside a loop with one thread: shorter waves take none.
+_CHUNK = 1024
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:
