@@ -23,6 +23,7 @@ _SMALLEST_BUCKET = 16  # tokens
 _LARGEST_BATCH = 32
 _ROWS_OF_A_STEP = 2  # what the length of a call costs, in rows: measured with WavTokenizer on a CPU
 _TOKENS_PER_CALL = 4096  # bounds the memory of a call; one row may have more
+_TOKENS_ON_CPU = 512  # what still fits its caches, by benchmarks/speech_torch.py: a tenth faster than all rows at once
 Ragged = np.ndarray | Sequence[np.ndarray]
 
 
@@ -281,9 +282,10 @@ def _split(widths: Sequence[int], devices: int) -> list[int]:
     A call's time is that of its tokens, padding included, and of its length: steps that follow each other take their
     time even for one row. Hence neither one call per row nor short rows beside one long one.
     """
+    tokens = min(_TOKENS_PER_CALL, _TOKENS_ON_CPU) if jax.default_backend() == "cpu" else _TOKENS_PER_CALL
     least, counts = [0] * (len(widths) + 1), [0] * len(widths)
     for first in reversed(range(len(widths))):
-        most = max(1, min(_LARGEST_BATCH, _TOKENS_PER_CALL // widths[first])) * devices
+        most = max(1, min(_LARGEST_BATCH, tokens // widths[first])) * devices
         times = {
             count: widths[first] * (vq.bucket(-(-count // devices)) + _ROWS_OF_A_STEP) + least[first + count]
             for count in range(min(most, len(widths) - first), 0, -1)
