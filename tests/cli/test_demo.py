@@ -99,7 +99,7 @@ def test_the_demo_of_another_world(tmp_path, monkeypatch, capsys):
     few = standards.Sizes(heard=4, seen=4, spoken=3, drawn=3, crossed=3, chats=2)
     monkeypatch.setitem(standards.STANDARDS, "things", dataclasses.replace(standards.STANDARDS["things"], sizes=few))
     words = ["demo", "--world", "things", "--run-dir", str(tmp_path / "run"), "--config", "configs/things.py:tiny"]
-    assert main([*words, "--examples", "300", "--steps", "4"]) == 0
+    assert main([*words, "--examples", "300", "--steps", "4", "--set", "data.batch_size=8"]) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert {"asr", "tts", "caption", "t2i", "chat"} <= set(metrics["held_out"])
     assert "asr_held_out_voice" not in metrics["held_out"] and metrics["held_out"]["t2i"]["bound"] == 0.6
