@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,10 +82,9 @@ def buckets(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> 
 
 def linear_ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers inside [low, high], about `about` of them."""
-    span = high - low
-    if span <= 0:
+    raw = (high - low) / about
+    if raw < sys.float_info.min:  # nothing between them, or less than a float can be divided by
         return [low]
-    raw = span / about
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * power for unit in (1, 2, 2.5, 5, 10) if unit * power >= raw)
     first = math.ceil(low / step - 1e-9)

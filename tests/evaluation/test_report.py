@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aromni_jax.errors import UserError
@@ -311,6 +311,8 @@ def test_numbers_for_people(value, text):
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400), st.booleans())
+@example([5e-324, 1e-323], True)
+@example([5e-324, 1e-323], False)
 def test_charts_stay_inside_their_frame(values, log):
     series = report_charts.Series("training", "train", tuple(enumerate(values)))
     drawing = report_charts.line_chart([series], title="any", log=log)
@@ -323,6 +325,7 @@ def test_charts_stay_inside_their_frame(values, log):
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=1000))
+@example([5e-324])
 def test_bars_stay_inside_their_frame(values):
     drawing = report_charts.histogram(values, title="any", x_label="code", css="m-image")
     shape = r'<rect class="bar m-image" x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)"'
