@@ -2,8 +2,8 @@
 
 Both have the same random weights, at the published size, and take the same noise in place of speech, which does not
 matter to speed. Before anything is timed, vectors, codes and waves must agree; then they take turns. Utterances are
-measured one at a time, and as a batch of mixed lengths: PyTorch then takes one after the other, as a padded batch would
-give it other codes and other sound.
+measured one at a time, and as a batch of mixed lengths. PyTorch takes that one after the other, and as one batch filled
+up to the longest, which is what it can do with a batch, and gives it other codes and other sound: how many is told.
 
     python benchmarks/speech_torch.py --out benchmarks/results/speech_torch.json
 """
@@ -103,10 +103,13 @@ def random_weights(config: WavTokenizerConfig) -> dict[str, np.ndarray]:
     return weights
 
 
-def random_sides(config: WavTokenizerConfig) -> tuple[Ours, Side]:
-    """Ours and the peer with the same weights; the codebook is drawn around vectors, so that many codes are used."""
+def random_sides(config: WavTokenizerConfig) -> tuple[Ours, Side, Side]:
+    """Ours, the peer, and the peer with padded batches, with the same weights.
+
+    The codebook is drawn around vectors, so that many codes are used.
+    """
     try:
-        from wavtokenizer_torch import CODEBOOK, TorchWavTokenizer
+        from wavtokenizer_torch import CODEBOOK, PaddedTorchWavTokenizer, TorchWavTokenizer
     except ImportError:
         raise UserError("the peer needs PyTorch and transformers: pip install torch transformers") from None
     weights = random_weights(config)
@@ -120,7 +123,8 @@ def random_sides(config: WavTokenizerConfig) -> tuple[Ours, Side]:
     chosen_ke = vectors_te[rng.integers(len(vectors_te), size=config.codes)]
     drawn_ke = chosen_ke + 0.3 * rng.standard_normal(chosen_ke.shape) * vectors_te.std(axis=0)
     weights[CODEBOOK] = drawn_ke.astype(np.float32)
-    return ours(), TorchWavTokenizer(config, weights, threads())
+    peers = [kind(config, weights, threads()) for kind in (TorchWavTokenizer, PaddedTorchWavTokenizer)]
+    return ours(), peers[0], peers[1]
 
 
 def check_agreement(ours: Ours, peer: Side, waves: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -156,11 +160,12 @@ def _difference(mine: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def measure(
-    sides: Sequence[Side], cases: Sequence[tuple[str, list[np.ndarray]]], rate: int, repeats: int, say: Say
+    ours: Side, cases: Sequence[tuple[str, list[np.ndarray], Side]], rate: int, repeats: int, say: Say
 ) -> list[dict[str, Any]]:
     """Rows of (case, direction), with seconds of speech per second of each side; ratios repeat by repeat."""
     rows = []
-    for case, waves in cases:
+    for case, waves, peer in cases:
+        sides = (ours, peer)
         codes, seconds = sides[0].encode(waves), sum(map(len, waves)) / rate
         for what in ("encode", "decode"):
             speeds: dict[str, list[float]] = {side.name: [] for side in sides}
@@ -174,25 +179,27 @@ def measure(
                     speeds[side.name].append(seconds / (time.perf_counter() - started))
             mine, theirs = (speeds[side.name] for side in sides)
             ratio = [a / b for a, b in zip(mine, theirs, strict=True)]
-            rows.append(
-                {"case": case, "what": what, "ours": spread(mine), "peer": spread(theirs), "ratio": spread(ratio)}
-            )
-            say(f"{what} {case}: {rows[-1]['ours']['median']:.1f}, peer {rows[-1]['peer']['median']:.1f}")
+            speeds_and_ratio = {"ours": spread(mine), "peer": spread(theirs), "ratio": spread(ratio)}
+            rows.append({"case": case, "what": what, "peer_name": peer.name, **speeds_and_ratio})
+            say(f"{what} {case}: {rows[-1]['ours']['median']:.1f}, {peer.name} {rows[-1]['peer']['median']:.1f}")
     return rows
 
 
 def run(
-    ours: Ours, peer: Side, singles: Sequence[float], batch: Sequence[float], repeats: int, say: Say
+    ours: Ours, peer: Side, padded: Side, singles: Sequence[float], batch: Sequence[float], repeats: int, say: Say
 ) -> dict[str, Any]:
     """Everything that the JSON file holds; `singles` and `batch` in seconds of speech."""
     config = ours.codec.config
     check = check_agreement(ours, peer, [noise(seconds, config) for seconds in (min(batch), min(singles))])
-    say(f"same results: {check}")
-    cases = [(f"one of {seconds:g} s", [noise(seconds, config)]) for seconds in singles]
     mixed = f"{len(batch)} of {min(batch):g} to {max(batch):g} s"
-    cases.append((mixed, [noise(seconds, config) for seconds in batch]))
+    waves = [noise(seconds, config) for seconds in batch]
+    pairs = list(zip(np.concatenate(peer.encode(waves)), np.concatenate(padded.encode(waves)), strict=True))
+    check["codes_changed_by_padding"] = float(np.mean([alone != filled for alone, filled in pairs]))
+    say(f"same results: {check}")
+    cases = [(f"one of {seconds:g} s", [noise(seconds, config)], peer) for seconds in singles]
+    cases += [(mixed, waves, peer), (mixed, waves, padded)]
     cpu = CpuUse()
-    rows = measure((ours, peer), cases, config.sample_rate, repeats, say)
+    rows = measure(ours, cases, config.sample_rate, repeats, say)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": hardware() | {"cpu_share_of_others": cpu.share_of_others()},
@@ -210,10 +217,10 @@ def markdown(result: dict[str, Any]) -> str:
         median, low, high = (form.format(value[key]) for key in ("median", "min", "max"))
         return f"{median} ({low}..{high})"
 
-    lines = ["| what | utterances | aromni_jax | PyTorch | ratio |", "|---|---|---|---|---|"]
+    lines = ["| what | utterances | aromni_jax | peer | its speed | ratio |", "|---|---|---|---|---|---|"]
     for row in result["rows"]:
         ours, peer, ratio = cell(row["ours"], "{:.1f}"), cell(row["peer"], "{:.1f}"), cell(row["ratio"], "{:.2f}")
-        lines.append(f"| {row['what']} | {row['case']} | {ours} | {peer} | {ratio} |")
+        lines.append(f"| {row['what']} | {row['case']} | {ours} | {row['peer_name']} | {peer} | {ratio} |")
     machine, check, others = result["hardware"], result["check"], result["hardware"]["cpu_share_of_others"]
     lines += [
         "",
@@ -222,7 +229,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads each; {result['date']};",
         f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}.",
         f"Before the timing: {check['equal_codes']} of {check['codes']} codes equal, vectors within",
-        f"{check['vector_difference']:.1e}, waves within {check['wave_difference']:.1e}.",
+        f"{check['vector_difference']:.1e}, waves within {check['wave_difference']:.1e}. Padding changes",
+        f"{check['codes_changed_by_padding']:.1%} of PyTorch's codes in the batch; ours are those of each row alone.",
     ]
     if others is not None:
         lines.append(f"Meanwhile other programs used {others:.1%} of the CPU.")

@@ -45,17 +45,48 @@ class TorchWavTokenizer:
     @torch.inference_mode()
     def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
         """float32 samples of each -> its codes."""
-        codes = []
-        for wave_n in waves:
-            x_te = self._encoder(torch.from_numpy(wave_n)[None, None])[0].T
-            distance_tk = (self._codebook_ke**2).sum(dim=1) - 2 * x_te @ self._codebook_ke.T
-            codes.append(distance_tk.argmin(dim=1).numpy())
-        return codes
+        return [self._codes(wave_n[None])[0] for wave_n in waves]
 
     @torch.inference_mode()
     def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Codes of each -> its samples, float32."""
-        return [self._decoder(self._codebook_ke[torch.tensor(row)].T[None])[0].numpy() for row in codes]
+        return [self._samples(row[None])[0] for row in codes]
+
+    def _codes(self, wave_bn: np.ndarray) -> np.ndarray:
+        x_bte = self._encoder(torch.from_numpy(wave_bn)[:, None]).transpose(1, 2)
+        distance_btk = (self._codebook_ke**2).sum(dim=1) - 2 * x_bte @ self._codebook_ke.T
+        return distance_btk.argmin(dim=2).numpy()
+
+    def _samples(self, codes_bt: np.ndarray) -> np.ndarray:
+        return self._decoder(self._codebook_ke[torch.tensor(codes_bt).long()].transpose(1, 2)).numpy()
+
+
+class PaddedTorchWavTokenizer(TorchWavTokenizer):
+    """All utterances as one batch, filled up to the longest: shorter ones come out otherwise than alone."""
+
+    name = "PyTorch, padded"
+
+    @torch.inference_mode()
+    def encode(self, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """float32 samples of each -> its codes."""
+        hop = self._decoder.head.hop
+        codes = self._codes(_fill_up(waves))
+        return [row[: -(-len(wave_n) // hop)] for row, wave_n in zip(codes, waves, strict=True)]
+
+    @torch.inference_mode()
+    def decode(self, codes: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Codes of each -> its samples, float32."""
+        hop = self._decoder.head.hop
+        samples = self._samples(_fill_up(codes))
+        return [wave_n[: len(row) * hop] for wave_n, row in zip(samples, codes, strict=True)]
+
+
+def _fill_up(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """One array of rows of any lengths, zeros behind them."""
+    filled = np.zeros((len(rows), max(map(len, rows))), rows[0].dtype)
+    for place, row in zip(filled, rows, strict=True):
+        place[: len(row)] = row
+    return filled
 
 
 def _encoder(config: WavTokenizerConfig, state: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -83,7 +114,7 @@ def _encoder(config: WavTokenizerConfig, state: Mapping[str, torch.Tensor]) -> n
 
 
 class Decoder(nn.Module):
-    """[1, e, t] -> [1, t * hop]; always as for the first bandwidth."""
+    """[b, e, t] -> [b, t * hop]; always as for the first bandwidth."""
 
     def __init__(self, config: WavTokenizerConfig) -> None:
         super().__init__()
@@ -95,7 +126,7 @@ class Decoder(nn.Module):
 
 
 class Backbone(nn.Module):
-    """[1, e, t] -> [1, t, c]."""
+    """[b, e, t] -> [b, t, c]."""
 
     def __init__(self, config: WavTokenizerConfig) -> None:
         super().__init__()
@@ -169,7 +200,7 @@ class ConvNeXt(nn.Module):
 
 
 class Head(nn.Module):
-    """[1, t, c] -> [1, t * hop], by the inverse of a spectrum per frame."""
+    """[b, t, c] -> [b, t * hop], by the inverse of a spectrum per frame."""
 
     def __init__(self, config: WavTokenizerConfig) -> None:
         super().__init__()

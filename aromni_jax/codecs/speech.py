@@ -19,7 +19,7 @@ from aromni_jax.codecs.streaming import SpeechStream
 from aromni_jax.codecs.wavtokenizer import WavTokenizer
 from aromni_jax.errors import UserError
 
-_SMALLEST_BUCKET = 16  # tokens
+_STEP = 16  # tokens: calls are multiples of it wide
 _LARGEST_BATCH = 32
 _ROWS_OF_A_STEP = 2  # what the length of a call costs, in rows: measured with WavTokenizer on a CPU
 _TOKENS_PER_CALL = 4096  # bounds the memory of a call; one row may have more
@@ -199,14 +199,14 @@ class SpeechCodec:
         wave_bn = np.where(np.arange(wave_bn.shape[1]) < samples_b[:, None], wave_bn, 0).astype(np.float32)
         if not np.isfinite(wave_bn).all():
             raise UserError("speech holds NaN or infinite values")
-        rows = self._run(_encode, wave_bn, samples_b, self.hop, _SMALLEST_BUCKET)
+        rows = self._run(_encode, wave_bn, samples_b, self.hop, _STEP)
         rows = [codes[: -(-samples // self.hop)] for codes, samples in zip(rows, samples_b, strict=True)]
         if lengths is not None:
             return rows
         return np.stack(rows) if rows else np.zeros((0, -(-wave_bn.shape[1] // self.hop)), np.int32)
 
     def decode(
-        self, codes: Ragged, lengths: Sequence[int] | None = None, *, width: int = _SMALLEST_BUCKET
+        self, codes: Ragged, lengths: Sequence[int] | None = None, *, width: int = _STEP
     ) -> np.ndarray | list[np.ndarray]:
         """int [B, T] -> float32 [B, T * hop]; speech is in [-1, 1], what lies outside is for the writer to clip.
 
@@ -262,7 +262,8 @@ class SpeechCodec:
             devices = size // self.batch_sharding.shard_shape((size,))[0]
         results = [np.empty(0)] * len(data_bn)
         waiting = np.argsort(-lengths_b, kind="stable")
-        widths = [vq.bucket(-(-int(length) // per_token), least) for length in lengths_b[waiting]]
+        tokens = [-(-int(length) // per_token) for length in lengths_b[waiting]]
+        widths = [least if count <= least else _width(count) for count in tokens]
         for count in _split(widths, devices):
             (rows, waiting), width = np.split(waiting, [count]), widths[len(data_bn) - len(waiting)]
             padded = np.zeros((vq.bucket(-(-count // devices)) * devices, width * per_token), data_bn.dtype)
@@ -274,6 +275,15 @@ class SpeechCodec:
             for row, values in zip(rows, output[: len(rows)], strict=True):
                 results[row] = values
         return results
+
+
+def _width(tokens: int) -> int:
+    """The next width of a call: steps of 16 tokens up to 256, from there on of an eighth of a power of two.
+
+    Few compilations, and no more than an eighth of padding from 128 tokens on.
+    """
+    step = max(_STEP, 1 << max(0, (tokens - 1).bit_length() - 4))
+    return -(-tokens // step) * step
 
 
 def _split(widths: Sequence[int], devices: int) -> list[int]:

@@ -31,18 +31,20 @@ def test_the_peer_is_the_same_network(result):
 
 def test_rates_and_table(result):
     cases = [("encode", "one of 0.0101 s"), ("decode", "one of 0.0101 s")]
-    cases += [("encode", "2 of 0.003 to 0.0211 s"), ("decode", "2 of 0.003 to 0.0211 s")]
+    cases += [("encode", "2 of 0.003 to 0.0211 s"), ("decode", "2 of 0.003 to 0.0211 s")] * 2
+    assert [row["peer_name"] for row in result["rows"]] == ["PyTorch"] * 4 + ["PyTorch, padded"] * 2
+    assert result["check"]["codes_changed_by_padding"] > 0
     assert [(row["what"], row["case"]) for row in result["rows"]] == cases
     for row in result["rows"]:
         pairs = zip(row["ours"]["values"], row["peer"]["values"], strict=True)
         assert row["ratio"]["values"] == pytest.approx([a / b for a, b in pairs])
     text = speech_torch.markdown(result)
-    assert text.count("\n| ") == 4 and "33 of 33 codes equal" in text
+    assert text.count("\n| ") == 6 and "33 of 33 codes equal" in text
 
 
 @pytest.mark.parametrize("part", ["vectors", "encode", "decode"])
 def test_sides_that_differ_are_not_timed(sides, monkeypatch, part):
-    ours, peer = sides
+    ours, peer, _ = sides
     inner = getattr(peer, part)
     wrong = {"vectors": lambda x: inner(x) * np.nan, "encode": lambda x: [1 - row % 2 for row in inner(x)]}
     wrong["decode"] = lambda x: [1.01 * wave for wave in inner(x)]

@@ -149,9 +149,9 @@ def test_long_rows_go_in_few_rows_at_a_time(codec, monkeypatch):
     shapes = []
     inner = speech_module._decode
     monkeypatch.setattr(speech_module, "_decode", lambda p, x, *rest: shapes.append(x.shape) or inner(p, x, *rest))
-    monkeypatch.setattr(speech_module, "_TOKENS_PER_CALL", 48)
+    monkeypatch.setattr(speech_module, "_TOKENS_PER_CALL", 64)
     np.testing.assert_allclose(codec.decode(codes), whole, atol=1e-5)
-    assert shapes == [(2, 24), (2, 24), (1, 24)]
+    assert shapes == [(2, 32), (2, 32), (1, 32)]
 
 
 def test_memory_of_a_long_wave():
