@@ -10,11 +10,13 @@ from typing import Literal, Protocol
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from aromni_jax.config import ModelConfig
 from aromni_jax.decoding import guidance as guide
 from aromni_jax.decoding.grammar import Grammar, Limits, State
 from aromni_jax.decoding.loop import Carry, Inputs, decode, grow, prefill
+from aromni_jax.decoding.placement import Placement
 from aromni_jax.decoding.reference import ReferenceGrammar
 from aromni_jax.decoding.request import Done, Event, Request, Result, Usage
 from aromni_jax.decoding.sampling import Policies, row_keys
@@ -53,6 +55,10 @@ class Engine:
       chunk: decoding steps per call of the compiled loop; events come in bursts of so many tokens.
       max_batch: requests decoded at once; more are decoded in turn.
       grammar: "strict" keeps every output well-formed; "reference" follows the released code, see `reference`.
+      cache_dtype: of keys and values: "float32", "bfloat16", "int8" (half the memory of bfloat16; its error stands
+        in `benchmarks/results/int8_cache.md`), or None = the compute dtype.
+      mesh: devices to decode on: the model is split by the rules of `parallel.sharding`, the cache by rows over replica
+        and fsdp and by key/value heads over tensor. None = the default device.
     """
 
     def __init__(
@@ -64,9 +70,12 @@ class Engine:
         chunk: int = 32,
         max_batch: int = 32,
         grammar: Literal["strict", "reference"] = "strict",
+        cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self.vocabulary = model.vocabulary
-        self._params, self._config = model.params, model.config
+        self._place = Placement(model.config, mesh, cache_dtype)
+        self._params, self._config = self._place.params(model.params), model.config
         self._grammar = {"strict": Grammar, "reference": ReferenceGrammar}[grammar](model.vocabulary)
         self._text_codec, self._speech_codec = text_codec, speech_codec
         self._chunk, self._max_batch = chunk, max_batch
@@ -162,23 +171,26 @@ class Engine:
         started = time.perf_counter()
         layout = self._lay_out(rows)
         left: Rows | None = session.take(number) if session is not None else None
-        beginning = begin(left, layout.prompts, self._config, self._chunk)
+        with self._place.active():
+            beginning = begin(left, layout.prompts, self._place.new_cache, self._chunk)
         left = None  # from here on there is nothing to leave behind while a program holds the cache
         for row, reused in zip(rows, beginning.keep_r.tolist(), strict=False):
             row.reused = reused
         used = beginning.used + beginning.slots
-        carry, inputs = self._read(layout, beginning)
+        with self._place.active():
+            carry, inputs = self._read(layout, beginning)
         held = layout.prompts
         try:
             for _ in range(-(-max(row.limits.max_new_tokens for row in rows) // self._chunk)):
                 used += self._chunk
-                if used > carry.cache.length:
-                    carry = dataclasses.replace(carry, cache=grow(carry.cache, length=power_of_two(used)))
                 left = None
-                carry, packed = decode(
-                    self._params, carry, inputs,
-                    config=self._config, grammar=self._grammar, steps=self._chunk, guided=layout.guided,
-                )  # fmt: skip
+                with self._place.active():
+                    if used > carry.cache.length:
+                        carry = dataclasses.replace(carry, cache=grow(carry.cache, length=power_of_two(used)))
+                    carry, packed = decode(
+                        self._params, carry, inputs,
+                        config=self._config, grammar=self._grammar, steps=self._chunk, guided=layout.guided,
+                    )  # fmt: skip
                 tokens_sb, states_sb, after_sb = np.asarray(packed)
                 live_sb = states_sb != State.DONE
                 new = [tokens_sb[live_sb[:, b], b] for b in range(len(rows))]
@@ -204,12 +216,12 @@ class Engine:
             [request.guidance for request in requests],
             [State.IMAGE in row.limits.allowed for row in rows],
         )
-        batch = power_of_two(len(rows))
+        batch = self._place.bucket(len(rows))
         idle = batch - len(rows)
         readers = [(b, guide.Reads.ALL) for b in range(batch)] + [(main, reads) for main, reads, _ in side]
         prompts += [[] for _ in range(idle)] + [prompt for *_, prompt in side]
         # Idle side rows read along with any row; nobody looks at them.
-        more = (power_of_two(len(side)) if side else 0) - len(side)
+        more = (self._place.bucket(len(side)) if side else 0) - len(side)
         readers += [(len(rows) - 1, guide.Reads.ALL)] * more
         prompts += [[] for _ in range(more)]
 

@@ -16,6 +16,7 @@ from aromni_jax.decoding import guidance as guide
 from aromni_jax.decoding.grammar import Grammar, GrammarState, Rules, State
 from aromni_jax.decoding.sampling import Policies, choose
 from aromni_jax.model import KVCache, Params, forward, logits
+from aromni_jax.parallel import shard
 
 
 @jax.tree_util.register_dataclass
@@ -54,6 +55,15 @@ class Carry:
     grammar: GrammarState
     seen_bv: jax.Array
 
+    def split(self) -> Carry:
+        """The same, rows and vocabulary split over the mesh of `jax.set_mesh`; every program leaves it so."""
+        return Carry(
+            self.cache,  # `forward` has done it
+            shard(self.hidden_rd, "batch", None),
+            jax.tree.map(lambda array_b: shard(array_b, "batch"), self.grammar),
+            shard(self.seen_bv, "batch", "vocab"),
+        )
+
 
 @functools.partial(jax.jit, static_argnames=("config", "grammar"), donate_argnames=("cache",))
 def prefill(
@@ -84,26 +94,12 @@ def prefill(
         params, config, tokens_rp, segment_ids_bs=real_rp.astype(jnp.int32), cache=cache.keep_first(keep_r)
     )
     assert filled is not None, "forward returns the cache it was given"
-    return Carry(filled, hidden_rpd[:, -1], grammar.start(rules, idle_b), seen_bv)
+    return Carry(filled, hidden_rpd[:, -1], grammar.start(rules, idle_b), seen_bv).split()
 
 
+empty = jax.jit(KVCache.create, static_argnums=(0, 1, 2, 3))
 pick = jax.jit(KVCache.pick, static_argnames=("length",))
-
-
-@functools.partial(jax.jit, static_argnames=("length",))
-def grow(cache: KVCache, *, length: int) -> KVCache:
-    """The same cache with `length` slots; the new ones are empty."""
-    more = length - cache.length
-
-    def pad(array: jax.Array, axis: int) -> jax.Array:
-        return jnp.pad(array, [(0, more if at == axis else 0) for at in range(array.ndim)])
-
-    return dataclasses.replace(
-        cache,
-        keys_lbkte=pad(cache.keys_lbkte, 3),
-        values_lbkte=pad(cache.values_lbkte, 3),
-        segments_bt=pad(cache.segments_bt, 1),
-    )
+grow = jax.jit(KVCache.grow, static_argnames=("length",))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "grammar", "steps", "guided"), donate_argnames=("carry",))
@@ -154,7 +150,7 @@ def decode(
             hidden_rd,
             grammar.advance(carry.grammar, inputs.rules, tokens_b),
             carry.seen_bv.at[rows_b, tokens_b].set(True),
-        )
+        ).split()
         return after, jnp.stack([tokens_b, state_b, after.grammar.state_b])
 
     carry, told_s3b = jax.lax.scan(step, carry, None, length=steps)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
-from aromni_jax.config import ModelConfig
 from aromni_jax.decoding.loop import pick
 from aromni_jax.model import KVCache
 
@@ -73,11 +72,13 @@ class Beginning:
     used: int
 
 
-def begin(rows: Rows | None, prompts: Sequence[Sequence[int]], config: ModelConfig, chunk: int) -> Beginning:
+def begin(
+    rows: Rows | None, prompts: Sequence[Sequence[int]], new_cache: Callable[[int, int], KVCache], chunk: int
+) -> Beginning:
     """A cache with room for `prompts` (R of them) and one chunk of steps, which holds as much of them as `rows` do.
 
     The cache of `rows` is taken as it is if its rows are in place and it has room; otherwise it is copied once,
-    without the slots that padding and idle rows have wasted.
+    without the slots that padding and idle rows have wasted. `new_cache`: rows and slots -> an empty one.
     """
     source_r, keep_r = match(rows.held if rows else [], prompts)
     rest = max(len(prompt) - keep for prompt, keep in zip(prompts, keep_r.tolist(), strict=True))
@@ -85,7 +86,7 @@ def begin(rows: Rows | None, prompts: Sequence[Sequence[int]], config: ModelConf
     kept = int(keep_r.max())
     length = max(power_of_two(kept + slots + chunk), SMALLEST_CACHE)
     if rows is None or not kept:
-        return Beginning(KVCache.create(config, len(prompts), length), keep_r, slots, 0)
+        return Beginning(new_cache(len(prompts), length), keep_r, slots, 0)
     in_place = len(rows.held) == len(prompts) and bool((source_r == np.arange(len(prompts)))[keep_r > 0].all())
     if in_place and rows.used + slots + chunk <= rows.cache.length:
         return Beginning(rows.cache, keep_r, slots, rows.used)

@@ -1,6 +1,6 @@
 """The decoder (SPEC 3): parameter table, forward pass, key/value cache."""
 
-from aromni_jax.model.cache import KVCache
+from aromni_jax.model.cache import CACHE_DTYPES, KVCache
 from aromni_jax.model.decoder import Decoder, check_params, forward, logits
 from aromni_jax.model.parameters import (
     External,
@@ -17,6 +17,7 @@ from aromni_jax.model.parameters import (
 from aromni_jax.model.presets import PRESETS
 
 __all__ = [
+    "CACHE_DTYPES",
     "PRESETS",
     "Decoder",
     "External",

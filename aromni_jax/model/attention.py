@@ -37,8 +37,7 @@ class Backend:
     Attributes:
       masks_segments: whether it honours segment ids; one that does not may only run unpacked, unpadded rows.
       prepare: Visibility and number of keys -> whatever `attend` wants, computed once for all layers.
-      attend: (q [b,s,h,e], k [b,k,t,e], v [b,k,t,e], prepared) -> [b,s,h,e] in the dtype of v, for t = s; "xla" also
-        for more keys than queries (a cache).
+      attend: (q [b,s,h,e], k [b,k,t,e], v [b,k,t,e], prepared) -> [b,s,h,e] in the dtype of v, for t = s.
     """
 
     masks_segments: bool
@@ -67,15 +66,30 @@ def dense_mask(visibility: Visibility, keys: int) -> jax.Array:
     return mask & (visibility.query_segments_bs[:, :, None] == visibility.key_segments_bt[:, None, :])
 
 
-def xla_attend(q_bshe: jax.Array, k_bkte: jax.Array, v_bkte: jax.Array, mask_bst: jax.Array) -> jax.Array:
-    """Reference: whole score matrix, float32 scores and softmax, query heads grouped over key/value heads."""
+def xla_attend(
+    q_bshe: jax.Array,
+    k_bkte: jax.Array,
+    v_bkte: jax.Array,
+    mask_bst: jax.Array,
+    scales_bkt: tuple[jax.Array, jax.Array] | None = None,
+) -> jax.Array:
+    """Reference: whole score matrix, float32 scores and softmax, query heads grouped over key/value heads.
+
+    Keys and values are brought to the dtype of the queries. `scales_bkt`: of keys and of values, where these are whole
+    numbers to be multiplied by them; they go into scores and weights, which are smaller than keys and values.
+    """
     b, s, h, e = q_bshe.shape
     kv = k_bkte.shape[1]
     q_bskge = q_bshe.reshape(b, s, kv, h // kv, e)
+    k_bkte, v_bkte = k_bkte.astype(q_bshe.dtype), v_bkte.astype(q_bshe.dtype)
     scores = jnp.einsum("bskge,bkte->bkgst", q_bskge, k_bkte, preferred_element_type=jnp.float32)
+    if scales_bkt is not None:
+        scores *= scales_bkt[0][:, :, None, None]
     scores = jnp.where(mask_bst[:, None, None], scores * e**-0.5, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_bkte.dtype)
-    mixed_bkgse = jnp.einsum("bkgst,bkte->bkgse", weights, v_bkte)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if scales_bkt is not None:
+        weights *= scales_bkt[1][:, :, None, None]
+    mixed_bkgse = jnp.einsum("bkgst,bkte->bkgse", weights.astype(v_bkte.dtype), v_bkte)
     return mixed_bkgse.transpose(0, 3, 1, 2, 4).reshape(b, s, h, e)
 
 

@@ -13,9 +13,9 @@ from flax import nnx
 from aromni_jax import parallel
 from aromni_jax.config import ModelConfig
 from aromni_jax.errors import UserError
-from aromni_jax.model.attention import Visibility, backend
+from aromni_jax.model.attention import Visibility, backend, dense_mask, xla_attend
 from aromni_jax.model.block import Shard, block
-from aromni_jax.model.cache import KVCache
+from aromni_jax.model.cache import KVCache, Stored, read, split_stored, write
 from aromni_jax.model.norms import rms_norm
 from aromni_jax.model.parameters import Params, flatten, init_parameter, nest, parameter_table
 from aromni_jax.model.rope import rotary_angles
@@ -108,34 +108,29 @@ def _cached_layers(
 
     The scan carries the whole cache, so that XLA writes the new slots in place.
     """
-    index, length = cache.index, cache.length
+    index, length, stored = cache.index, cache.length, cache.stored
     slots_s = index + jnp.arange(x_bsd.shape[1], dtype=index.dtype)
-    keys_lbkte, values_lbkte = cache.keys_lbkte, cache.values_lbkte
     cache = cache.append_slots(segment_ids_bs.astype(jnp.int32), positions_bs)
-    attention = backend("xla", segmented=True)
-    prepared = attention.prepare(Visibility(slots_s, segment_ids_bs, cache.segments_bt), length)
+    mask_bst = dense_mask(Visibility(slots_s, segment_ids_bs, cache.segments_bt), length)
     angles = rotary_angles(positions_bs, config.head_dim, config.rope_theta)
 
-    def step(carry: tuple[jax.Array, jax.Array, jax.Array], xs: tuple[Params, jax.Array]) -> tuple[Any, None]:
-        x_bsd, keys_lbkte, values_lbkte = carry
+    def step(carry: tuple[jax.Array, Stored], xs: tuple[Params, jax.Array]) -> tuple[tuple[jax.Array, Stored], None]:
+        x_bsd, stored = carry
         layer, number = xs
-        start = (number, 0, 0, index, 0)
 
         def attend(q_bshe: jax.Array, k_bkse: jax.Array, v_bkse: jax.Array) -> jax.Array:
-            nonlocal keys_lbkte, values_lbkte
-            keys_lbkte = jax.lax.dynamic_update_slice(keys_lbkte, k_bkse[None].astype(keys_lbkte.dtype), start)
-            values_lbkte = jax.lax.dynamic_update_slice(values_lbkte, v_bkse[None].astype(values_lbkte.dtype), start)
-            k_bkte = jax.lax.dynamic_index_in_dim(keys_lbkte, number, keepdims=False).astype(q_bshe.dtype)
-            v_bkte = jax.lax.dynamic_index_in_dim(values_lbkte, number, keepdims=False).astype(q_bshe.dtype)
-            return attention.attend(q_bshe, k_bkte, v_bkte, prepared)
+            nonlocal stored
+            stored = split_stored(write(stored, number, index, k_bkse, v_bkse), shard)
+            past = read(stored, number)
+            scales = (past["key_scales_lbkt"], past["value_scales_lbkt"]) if "key_scales_lbkt" in past else None
+            return xla_attend(q_bshe, past["keys_lbkte"], past["values_lbkte"], mask_bst, scales)
 
         x_bsd = block(layer, config, x_bsd, angles, attend, shard)
-        return (x_bsd, keys_lbkte, values_lbkte), None
+        return (x_bsd, stored), None
 
-    carry = (x_bsd, keys_lbkte, values_lbkte)
     numbers_l = jnp.arange(config.layers, dtype=index.dtype)
-    (x_bsd, keys_lbkte, values_lbkte), _ = jax.lax.scan(step, carry, (layers, numbers_l))
-    return x_bsd, dataclasses.replace(cache, keys_lbkte=keys_lbkte, values_lbkte=values_lbkte)
+    (x_bsd, stored), _ = jax.lax.scan(step, (x_bsd, stored), (layers, numbers_l))
+    return x_bsd, dataclasses.replace(cache, **stored).split(shard)
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:

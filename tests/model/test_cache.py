@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from small_models import SMALL, change, lively_params, tokens
 
 from aromni_jax.model import KVCache, forward
+from aromni_jax.model.cache import quantise
 
 LENGTH = 24
 PARAMS = {order: lively_params(change(SMALL, norm_order=order)) for order in ("pre", "swin")}
@@ -133,3 +134,49 @@ def test_a_cache_goes_on_from_what_is_kept_of_it():
     for length in (8, 40):
         assert goes_on(cache.pick(jnp.array(rows), jnp.array(keep), length), rows, keep) == 5 + 3
     assert goes_on(cache.keep_first(jnp.array([3, 0])), [0, 1], [3, 0]) == 8 + 3
+
+
+def test_rounding_to_int8_is_half_a_scale_at_most():
+    x_bkse = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 4, 8)), jnp.float32).at[0, 0, 0].set(0)
+    whole_bkse, scale_bks = quantise(x_bkse)
+    assert whole_bkse.dtype == jnp.int8 and scale_bks.dtype == jnp.float32
+    assert int(jnp.max(whole_bkse)) == 127 and int(jnp.min(whole_bkse)) == -127
+    error = jnp.abs(whole_bkse * scale_bks[..., None] - x_bkse)
+    assert bool(jnp.all(error <= 0.5001 * scale_bks[..., None])) and float(jnp.max(error)) > 0
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_a_cache_in_int8_goes_on_as_the_exact_one_does(dtype):
+    """Read, picked from, grown and read on: within the error of the rounding, which float32 does not have."""
+    ids = tokens(3, 12)
+    expected = _full(SMALL, ids, PARAMS["pre"])
+    cache = KVCache.create(SMALL, 3, LENGTH, dtype)
+    first, cache = step(PARAMS["pre"], SMALL, ids[:, :7], cache=cache)
+    cache = cache.pick(jnp.array([2, 0]), jnp.array([7, 7]), 9).grow(LENGTH)
+    assert cache.length == LENGTH and cache.stored["keys_lbkte"].shape[3] == LENGTH
+    states = [first[jnp.array([2, 0])]]
+    for at in range(7, 12):
+        hidden_bsd, cache = step(PARAMS["pre"], SMALL, ids[jnp.array([2, 0]), at : at + 1], cache=cache)
+        states.append(hidden_bsd)
+    error = float(jnp.max(jnp.abs(jnp.concatenate(states, axis=1) - expected[jnp.array([2, 0])])))
+    assert (error < 1e-5) if dtype is None else (1e-4 < error < 0.1)
+
+
+def test_int8_needs_a_quarter_of_float32_and_a_scale():
+    config = change(SMALL, head_dim=128)
+
+    def size(dtype):
+        return sum(array.nbytes for array in KVCache.create(config, 2, 16, dtype).stored.values())
+
+    assert size("int8") / size("float32") == (128 + 4) / (4 * 128)
+    assert {array.dtype.name for array in KVCache.create(config, 2, 16, "int8").stored.values()} == {"int8", "float32"}
+
+
+def test_an_int8_cache_is_never_multiplied_out():
+    """The compiled step has no float array of the size of all keys, and multiplies none of the size of a layer's."""
+    cache = KVCache.create(SMALL, 3, LENGTH, "int8")
+    text = step.lower(PARAMS["pre"], SMALL, tokens(3, 1), cache=cache).compile().as_text()
+    shape = ",".join(map(str, cache.keys_lbkte.shape))
+    assert f"s8[{shape}]" in text and f"f32[{shape}]" not in text
+    layer = ",".join(map(str, cache.keys_lbkte.shape[1:]))
+    assert not [line for line in text.splitlines() if f"= f32[{layer}]" in line and " multiply(" in line]
