@@ -12,7 +12,7 @@ from aromni_jax.config import ModelConfig
 from aromni_jax.decoding.loop import empty
 from aromni_jax.decoding.session import power_of_two
 from aromni_jax.errors import UserError
-from aromni_jax.model import CACHE_DTYPES, KVCache, Params, parameter_table
+from aromni_jax.model import CACHE_DTYPES, KVCache, Params, parameter_table, split_layers
 from aromni_jax.parallel import DEFAULT_RULES, param_shardings
 
 
@@ -46,10 +46,10 @@ class Placement:
         self._config, self._mesh, self._cache_dtype = config, mesh, cache_dtype
 
     def params(self, params: Params) -> Params:
-        """The same parameters, in their place."""
-        if self._mesh is None:
-            return params
-        return jax.device_put(params, param_shardings(parameter_table(self._config), self._mesh))
+        """The same parameters, in their place, layer by layer."""
+        if self._mesh is not None:
+            params = jax.device_put(params, param_shardings(parameter_table(self._config), self._mesh))
+        return split_layers(params)
 
     def active(self) -> contextlib.AbstractContextManager:
         """In it, compiled programs know the mesh; not to be held over a yield."""

@@ -1,7 +1,7 @@
 """The decoder (SPEC 3): parameter table, forward pass, key/value cache."""
 
 from aromni_jax.model.cache import CACHE_DTYPES, KVCache
-from aromni_jax.model.decoder import Decoder, check_params, forward, logits
+from aromni_jax.model.decoder import Decoder, check_params, forward, logits, split_layers
 from aromni_jax.model.parameters import (
     External,
     Params,
@@ -34,4 +34,5 @@ __all__ = [
     "nest",
     "parameter_counts",
     "parameter_table",
+    "split_layers",
 ]

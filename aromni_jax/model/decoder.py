@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,12 @@ from aromni_jax.config import ModelConfig
 from aromni_jax.errors import UserError
 from aromni_jax.model.attention import Visibility, backend, dense_mask, xla_attend
 from aromni_jax.model.block import Shard, block
-from aromni_jax.model.cache import KVCache, Stored, read, split_stored, write
+from aromni_jax.model.cache import KVCache, LayerCache
 from aromni_jax.model.norms import rms_norm
 from aromni_jax.model.parameters import Params, flatten, init_parameter, nest, parameter_table
 from aromni_jax.model.rope import rotary_angles
 
+Layers = tuple[Params, ...]
 _REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -39,7 +41,7 @@ def forward(
     """Final hidden states of a batch of rows, or of the next tokens of rows whose past is in `cache`.
 
     Args:
-      params: nested dict of `parameter_table(config)`.
+      params: nested dict of `parameter_table(config)`; with a cache best from `split_layers`.
       config: static; hashable.
       tokens_bs: int [b, s].
       positions_bs: int [b, s], used by RoPE only (the mask goes by slot and segment). Default: 0..s-1 without a cache;
@@ -96,7 +98,7 @@ def _row_layers(
 
 
 def _cached_layers(
-    layers: Params,
+    layers: Params | Layers,
     config: ModelConfig,
     x_bsd: jax.Array,
     positions_bs: jax.Array,
@@ -106,31 +108,48 @@ def _cached_layers(
 ) -> tuple[jax.Array, KVCache]:
     """All layers over the cache, with the reference attention: queries are few, and keys are mostly in the past.
 
-    The scan carries the whole cache, so that XLA writes the new slots in place.
+    Unrolled: a loop would copy every layer's weights out of the stacked ones at each token (see `split_layers`).
     """
-    index, length, stored = cache.index, cache.length, cache.stored
+    index, length = cache.index, cache.length
     slots_s = index + jnp.arange(x_bsd.shape[1], dtype=index.dtype)
+    kept = cache.layers
     cache = cache.append_slots(segment_ids_bs.astype(jnp.int32), positions_bs)
     mask_bst = dense_mask(Visibility(slots_s, segment_ids_bs, cache.segments_bt), length)
     angles = rotary_angles(positions_bs, config.head_dim, config.rope_theta)
+    filled = []
+    for layer, past in zip(_each_layer(layers, config), kept, strict=True):
 
-    def step(carry: tuple[jax.Array, Stored], xs: tuple[Params, jax.Array]) -> tuple[tuple[jax.Array, Stored], None]:
-        x_bsd, stored = carry
-        layer, number = xs
-
-        def attend(q_bshe: jax.Array, k_bkse: jax.Array, v_bkse: jax.Array) -> jax.Array:
-            nonlocal stored
-            stored = split_stored(write(stored, number, index, k_bkse, v_bkse), shard)
-            past = read(stored, number)
-            scales = (past["key_scales_lbkt"], past["value_scales_lbkt"]) if "key_scales_lbkt" in past else None
-            return xla_attend(q_bshe, past["keys_lbkte"], past["values_lbkte"], mask_bst, scales)
+        def attend(q_bshe: jax.Array, k_bkse: jax.Array, v_bkse: jax.Array, past: LayerCache = past) -> jax.Array:
+            now = past.write(index, k_bkse, v_bkse).split(shard)
+            filled.append(now)
+            return xla_attend(q_bshe, now.keys_bkte, now.values_bkte, mask_bst, now.scales_bkt)
 
         x_bsd = block(layer, config, x_bsd, angles, attend, shard)
-        return (x_bsd, stored), None
+    return x_bsd, dataclasses.replace(cache, layers=tuple(filled)).split(shard)
 
-    numbers_l = jnp.arange(config.layers, dtype=index.dtype)
-    (x_bsd, stored), _ = jax.lax.scan(step, (x_bsd, stored), (layers, numbers_l))
-    return x_bsd, dataclasses.replace(cache, **stored).split(shard)
+
+def split_layers(params: Params) -> Params:
+    """The same parameters, "layers" as a tuple with one tree per layer: what decoding is fast with.
+
+    A CPU or a GPU that needs one layer of a stacked array copies it first, so that every weight is read, written and
+    read again for each token. The copies that are made here take the memory of the layers once more.
+    """
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return params
+    return {**params, "layers": _split(layers, len(jax.tree.leaves(layers)[0]))}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _split(layers: Params, count: int) -> Layers:
+    def layer(number: int) -> Params:
+        return jax.tree.map(lambda array: array[number], layers)
+
+    return tuple(map(layer, range(count)))
+
+
+def _each_layer(layers: Params | Layers, config: ModelConfig) -> Layers:
+    return layers if isinstance(layers, tuple) else _split(layers, config.layers)
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:

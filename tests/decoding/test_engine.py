@@ -221,7 +221,11 @@ def test_carry_is_donated(model, monkeypatch):
         monkeypatch.setattr(f"aromni_jax.decoding.engine.{name}", keep)
     Engine(model).generate([requests()[1]])
     cache, carry, *_ = given
-    assert cache.keys_lbkte.is_deleted() and carry.cache.keys_lbkte.is_deleted() and carry.seen_bv.is_deleted()
+    assert (
+        cache.layers[0].keys_bkte.is_deleted()
+        and carry.cache.layers[0].keys_bkte.is_deleted()
+        and carry.seen_bv.is_deleted()
+    )
 
 
 def test_events_tell_the_same_story_as_results(model):

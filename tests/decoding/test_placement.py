@@ -65,7 +65,7 @@ def carries(monkeypatch):
 
     def spy(params, carry, inputs, **static):
         after, told = inner(params, carry, inputs, **static)
-        seen.append((carry, after))
+        seen.append((params, carry, after))
         return after, told
 
     inner = loop_module.decode
@@ -82,13 +82,14 @@ def test_a_mesh_decodes_the_same_tokens(model, carries, monkeypatch):
     mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
     assert dialog(Engine(model, chunk=8, cache_dtype="int8", mesh=mesh)) == expected
     rows = ("replica", "fsdp")
-    for given, left in carries:
-        assert given.cache.keys_lbkte.is_deleted() and given.seen_bv.is_deleted()
-        assert [array.dtype.name for array in left.cache.stored.values()] == ["int8"] * 2 + ["float32"] * 2
-        for array in left.cache.stored.values():
-            assert array.sharding.is_equivalent_to(NamedSharding(mesh, P(None, rows, "tensor")), array.ndim)
+    for params, given, left in carries:
+        assert given.cache.layers[0].keys_bkte.is_deleted() and given.seen_bv.is_deleted()
+        assert [array.dtype.name for array in jax.tree.leaves(left.cache.layers[0])] == ["int8"] * 2 + ["float32"] * 2
+        for array in jax.tree.leaves(left.cache.layers[0]):
+            assert array.sharding.is_equivalent_to(NamedSharding(mesh, P(rows, "tensor")), array.ndim)
+        assert params["layers"][1]["ffn"]["gate"].sharding.spec == P("fsdp", "tensor"), "split layers stay split"
         assert left.seen_bv.sharding.spec == P(rows, "tensor") and left.hidden_rd.sharding.spec[0] == rows
-    shapes = {(given.hidden_rd.shape, given.cache.length) for given, _ in carries}
+    shapes = {(given.hidden_rd.shape, given.cache.length) for _, given, _ in carries}
     assert len(shapes) > 1 and loop_module.decode._cache_size() - before == len(shapes)
 
 

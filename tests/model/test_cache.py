@@ -97,10 +97,10 @@ def test_cache_dtype():
     cache = KVCache.create(SMALL, 2, LENGTH, "bfloat16")
     ids = tokens(2, 8)
     hidden_bsd, cache = step(PARAMS["pre"], SMALL, ids, cache=cache)
-    assert cache.keys_lbkte.dtype == cache.values_lbkte.dtype == jnp.bfloat16
+    assert {array.dtype for array in jax.tree.leaves(cache.layers)} == {jnp.dtype(jnp.bfloat16)}
     assert hidden_bsd.dtype == jnp.float32
     np.testing.assert_allclose(hidden_bsd, _full(SMALL, ids, PARAMS["pre"]), atol=0.1)
-    assert KVCache.create(change(SMALL, compute_dtype="bfloat16"), 1, 4).keys_lbkte.dtype == jnp.bfloat16
+    assert KVCache.create(change(SMALL, compute_dtype="bfloat16"), 1, 4).layers[0].keys_bkte.dtype == jnp.bfloat16
 
 
 def test_one_program_for_every_step():
@@ -153,7 +153,7 @@ def test_a_cache_in_int8_goes_on_as_the_exact_one_does(dtype):
     cache = KVCache.create(SMALL, 3, LENGTH, dtype)
     first, cache = step(PARAMS["pre"], SMALL, ids[:, :7], cache=cache)
     cache = cache.pick(jnp.array([2, 0]), jnp.array([7, 7]), 9).grow(LENGTH)
-    assert cache.length == LENGTH and cache.stored["keys_lbkte"].shape[3] == LENGTH
+    assert cache.length == LENGTH and cache.layers[0].keys_bkte.shape[2] == LENGTH
     states = [first[jnp.array([2, 0])]]
     for at in range(7, 12):
         hidden_bsd, cache = step(PARAMS["pre"], SMALL, ids[jnp.array([2, 0]), at : at + 1], cache=cache)
@@ -166,17 +166,17 @@ def test_int8_needs_a_quarter_of_float32_and_a_scale():
     config = change(SMALL, head_dim=128)
 
     def size(dtype):
-        return sum(array.nbytes for array in KVCache.create(config, 2, 16, dtype).stored.values())
+        return KVCache.create(config, 2, 16, dtype).nbytes
 
     assert size("int8") / size("float32") == (128 + 4) / (4 * 128)
-    assert {array.dtype.name for array in KVCache.create(config, 2, 16, "int8").stored.values()} == {"int8", "float32"}
+    arrays = jax.tree.leaves(KVCache.create(config, 2, 16, "int8").layers)
+    assert {array.dtype.name for array in arrays} == {"int8", "float32"}
 
 
 def test_an_int8_cache_is_never_multiplied_out():
-    """The compiled step has no float array of the size of all keys, and multiplies none of the size of a layer's."""
+    """The compiled step multiplies no float array of the size of a layer's keys."""
     cache = KVCache.create(SMALL, 3, LENGTH, "int8")
     text = step.lower(PARAMS["pre"], SMALL, tokens(3, 1), cache=cache).compile().as_text()
-    shape = ",".join(map(str, cache.keys_lbkte.shape))
-    assert f"s8[{shape}]" in text and f"f32[{shape}]" not in text
-    layer = ",".join(map(str, cache.keys_lbkte.shape[1:]))
-    assert not [line for line in text.splitlines() if f"= f32[{layer}]" in line and " multiply(" in line]
+    shape = ",".join(map(str, cache.layers[0].keys_bkte.shape))
+    assert f"s8[{shape}]" in text
+    assert not [line for line in text.splitlines() if f"= f32[{shape}]" in line and " multiply(" in line]

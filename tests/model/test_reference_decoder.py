@@ -101,7 +101,8 @@ def test_prefill_then_single_steps(case):
     _check(params, config, jnp.concatenate(states, axis=1), arrays["cached_logits"])
     # Both layouts are rotate-half here: the reference permutes at run time what the importer permuted once.
     stored = arrays["cache_keys_after_rope_hf_layout"]
-    np.testing.assert_allclose(cache.keys_lbkte[:, :, :, :17], stored, atol=TOLERANCE)
+    keys_lbkte = np.stack([layer.keys_bkte for layer in cache.layers])
+    np.testing.assert_allclose(keys_lbkte[:, :, :, :17], stored, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("side", ["plain", "leftpad"])
