@@ -1,11 +1,16 @@
-"""Ctrl-C and SIGTERM noted while work goes on, to be acted on where it can be left in order."""
+"""Ctrl-C and SIGTERM: noted while work goes on, to be acted on where it can be left in order; or heard at once."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
+
+_AGAIN = 0.05  # seconds; long enough for a callback to end, too short to be noticed
 
 
 class NotedSignals:
@@ -37,3 +42,33 @@ class NotedSignals:
         del frame
         self.name = signal.Signals(number).name
         signal.signal(number, self._before[number])
+
+
+@contextlib.contextmanager
+def heard_everywhere() -> Iterator[None]:
+    """While the block runs, one Ctrl-C is enough, whatever Python is doing when it comes.
+
+    The KeyboardInterrupt of a Ctrl-C that comes in a finaliser, a weakref's callback or one of garbage collection (JAX
+    has one, and it takes long) is dropped: Python says "Exception ignored in ..." and the work goes on. Here the signal
+    is raised again a moment later, until it comes where it is heard; nothing is said. Whoever handles SIGINT handles
+    the repetition. Outside the main thread, where Python delivers no signals, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    hook = sys.unraisablehook
+
+    def dropped(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+        else:
+            hook(unraisable)
+
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGALRM, before)

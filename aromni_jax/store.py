@@ -240,7 +240,7 @@ def attempt(action: Callable[[], Result]) -> tuple[Result | None, Exception | No
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda _: None
+    sys.unraisablehook = lambda lost: hook(lost) if issubclass(lost.exc_type, KeyboardInterrupt) else None
     try:
         try:
             return action(), None

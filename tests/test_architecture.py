@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "parallel": set(),
     "worlds": set(),
     "data": {"store"},
-    "codecs": {"store", "tensorfile", "torchfile", "worlds"},
+    "codecs": {"store", "tensorfile", "torchfile", "worlds", "signals"},
     "prepare": {"codecs", "data", "tasks", "worlds", "store"},
     "training": {"model", "losses", "parallel", "data", "codecs", "convert", "store", "signals"},
     "decoding": {"model", "parallel"},

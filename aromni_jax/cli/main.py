@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import aromni_jax
 from aromni_jax.errors import UserError
+from aromni_jax.signals import heard_everywhere
 
 # Name -> one line of help. Each is a module of this folder with `add_arguments(parser)`, `run(args) -> int` and
 # `EXAMPLE`; a module is imported only when its command is called, so that `--help` answers at once.
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     args = parser.parse_args(words)
     try:
-        return args.run(args)
+        with heard_everywhere():
+            return args.run(args)
     except UserError as error:
         if args.debug:
             raise

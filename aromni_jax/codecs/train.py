@@ -29,6 +29,7 @@ from aromni_jax.codecs.recipes import train_image, train_speech
 from aromni_jax.codecs.speech import SpeechCodec
 from aromni_jax.codecs.text import TextCodec, corpus, train_text
 from aromni_jax.errors import UserError
+from aromni_jax.signals import heard_everywhere
 from aromni_jax.worlds import WORLDS, World, load_world
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
@@ -173,7 +174,8 @@ def _measured(kind: str, folder: Path, world: World, out: Path) -> dict[str, Any
 
 if __name__ == "__main__":
     try:
-        main()
+        with heard_everywhere():
+            main()
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -53,3 +53,46 @@ def test_help_of_the_program_is_quick_and_imports_no_jax():
         "    assert 'jax' not in sys.modules\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+_INTERRUPTED = """
+import gc, os, signal, sys, time
+from aromni_jax.cli import inspect
+from aromni_jax.cli.main import main
+from aromni_jax.codecs.media import write_atomic
+
+class Finaliser:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+
+def collection(phase, info):
+    if phase == "start":
+        gc.callbacks.remove(collection)
+        Finaliser()
+
+def write(path):
+    path.write_text("half")
+    time.sleep(3)
+    path.write_text("whole")
+
+def run(args):
+    if args.path.name == "finaliser":
+        Finaliser()
+    else:
+        gc.callbacks.append(collection)
+        gc.collect()
+    write_atomic(args.path, write)
+    return 0
+
+inspect.run = run
+print(*[main(["inspect", f"{sys.argv[1]}/{name}"]) for name in ("finaliser", "collection")])
+"""
+
+
+def test_one_ctrl_c_ends_any_command(tmp_path):
+    """Also one that comes in a finaliser or in garbage collection, where Python drops it."""
+    command = [sys.executable, "-c", _INTERRUPTED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("130 130\n", "aromni: interrupted\n" * 2)
+    assert list(tmp_path.iterdir()) == []
