@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import pathlib
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from aromni_jax.errors import UserError
-
 if TYPE_CHECKING:
-    from aromni_jax.tasks import Assistant, Options, Part, Reply, Speech
+    from aromni_jax.tasks import Assistant, Options
+    from aromni_jax.tasks.batch import Kind
 
 EXAMPLE = 'aromni generate tts --model numbers --input "four two" --out runs/speech'
 
 # Name on the command line -> task, and what an input is.
-TASKS = {
+TASKS: dict[str, tuple[str, Kind]] = {
     "asr": ("speech_to_text", "audio"),
     "tts": ("text_to_speech", "text"),
     "caption": ("image_caption", "image"),
@@ -100,139 +97,37 @@ def read_options(args: argparse.Namespace, task: str) -> Options:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes one file per input and result.json. Bad inputs are reported and the others done; exit code 1 then."""
+    """Writes files for each input and result.json. Bad inputs are named and the others done; exit code 1 then.
+
+    The same command goes on where it stopped.
+    """
+    import tqdm
+
+    from aromni_jax.prepare.media import progress_bar
+    from aromni_jax.tasks.batch import RESULT, Job, generate_into, read_items
+
     task, kind = TASKS[args.task]
-    items = [item for given in args.input for item in _expand(given, kind)]
+    items = read_items(args.input, kind)
     assistant = load_assistant(args)
-    good: list[tuple[int, dict[str, str], Part]] = []
-    records: list[dict[str, Any]] = [{} for _ in items]
-    for number, item in enumerate(items):
+    job = Job(task, kind, read_options(args, task), args.instruction)
+    good = before = 0
+    with progress_bar(len(items), args.task, shown=len(items) > 1) as bar:
+
+        def done(record: dict[str, Any], kept: bool) -> None:
+            nonlocal good, before
+            name = " ".join(record["id"][:200].split())
+            if "error" in record:
+                tqdm.tqdm.write(f"{name}: {record['error']}", file=sys.stderr)
+            elif not kept:
+                tqdm.tqdm.write(f"{name}: {record.get('text') or ', '.join(record['files'])}")
+            good, before = good + ("error" not in record), before + kept
+            bar.update()
+
         try:
-            good.append((number, item, read_part(assistant, kind, item["value"])))
-        except UserError as error:
-            records[number] = {"id": item["id"], "input": item["value"], "error": str(error)}
-            print(f"{item['id']}: {error}", file=sys.stderr)
-    options = read_options(args, task)
-    replies = assistant.answer(task, [[part] for *_, part in good], options, args.instruction)
-    for (number, item, _), reply in zip(good, replies, strict=True):
-        name = f"{number:04d}_{_slug(item['id'])}"
-        records[number] = {"id": item["id"], "input": item["value"], **write_reply(assistant, reply, args.out, name)}
-        print(f"{item['id']}: {records[number].get('text') or ', '.join(records[number]['files'])}")
-    write_json(args.out / "result.json", {"task": task, "model": str(args.model), "results": records})
-    print(f"{len(good)} of {len(items)} done: {args.out / 'result.json'}")
-    return 0 if len(good) == len(items) else 1
-
-
-def read_part(assistant: Assistant, kind: str, value: str) -> Part:
-    """One input: kind "text" takes the text itself, "audio" and "image" a path."""
-    from aromni_jax.codecs import read_image
-    from aromni_jax.tasks import Text
-
-    if kind == "text":
-        if not value.strip():
-            raise UserError("the text is empty")
-        return Text(value)
-    if kind == "audio":
-        return read_speech(assistant, value)
-    return assistant.look([read_image(value)])[0]
-
-
-def read_speech(assistant: Assistant, path: str) -> Speech:
-    """A sound file as speech codes."""
-    from aromni_jax.codecs import read_audio
-
-    return assistant.hear([read_audio(path, assistant.sample_rate)])[0]
-
-
-def write_reply(assistant: Assistant, reply: Reply, folder: pathlib.Path, name: str) -> dict[str, Any]:
-    """Write what a reply holds as name.txt, name.wav, name.png; returns its record for a JSON file."""
-    from aromni_jax.codecs import write_png, write_wav
-
-    media = assistant.media(reply)
-    files = []
-    if media.text:
-        files.append(f"{name}.txt")
-        _write_text(folder / files[-1], media.text + "\n")
-    if media.wave is not None:
-        files.append(f"{name}.wav")
-        write_wav(folder / files[-1], media.wave, media.sample_rate)
-    for number, image in enumerate(media.images):
-        files.append(f"{name}.png" if number == 0 else f"{name}_{number + 1}.png")
-        write_png(folder / files[-1], image)
-    usage = reply.result.usage
-    record: dict[str, Any] = {"files": files, "finish": reply.result.finish}
-    if media.text:
-        record["text"] = media.text
-    if media.transcript is not None:
-        record["transcript"] = media.transcript
-    if media.wave is not None:
-        record["seconds_of_speech"] = round(len(media.wave) / media.sample_rate, 3)
-    if reply.dropped.turns:
-        record["dropped"] = {"turns": reply.dropped.turns, "tokens": reply.dropped.tokens}
-    record["usage"] = {
-        "prompt_tokens": usage.prompt_tokens,
-        "reused_tokens": usage.reused_tokens,
-        "fed_tokens": usage.fed_tokens,
-        "new_tokens": usage.new_tokens,
-        "first_token_seconds": round(usage.first_token, 3),
-        "total_seconds": round(usage.total, 3),
-    }
-    return record
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Indented JSON, atomically."""
-    _write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_jsonl(path: pathlib.Path) -> list[tuple[int, Any]]:
-    """(line number, value) of every non-empty line; `UserError` naming the line that is not JSON."""
-    rows = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append((number, json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from error
-    return rows
-
-
-def _expand(given: str, kind: str) -> list[dict[str, str]]:
-    """The items that one --input stands for."""
-    path = pathlib.Path(given)
-    if path.suffix == ".jsonl":
-        return [_json_item(path, number, row, kind) for number, row in read_jsonl(path)]
-    if kind == "text" and path.suffix == ".txt":
-        lines = [line.strip() for line in _read_text(path).splitlines()]
-        return [{"id": line, "value": line} for line in lines if line]
-    return [{"id": given if kind == "text" else path.stem, "value": given}]
-
-
-def _json_item(path: pathlib.Path, number: int, row: Any, kind: str) -> dict[str, str]:
-    where = f"{path}, line {number}"
-    if not isinstance(row, dict) or not isinstance(row.get(kind), str):
-        raise UserError(f'{where}: expected an object with a string "{kind}"')
-    unknown = set(row) - {kind, "id"}
-    if unknown:
-        raise UserError(f"{where}: unknown field {sorted(unknown)[0]!r}; known are {kind} and id")
-    value = row[kind] if kind == "text" else str(path.parent / row[kind])
-    return {"id": str(row.get("id", row[kind])), "value": value}
-
-
-def _read_text(path: pathlib.Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-
-
-def _write_text(path: pathlib.Path, text: str) -> None:
-    from aromni_jax.codecs.media import write_atomic
-
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40] or "item"
+            generate_into(args.out, assistant, job, items, {"model": str(args.model)}, done)
+        except KeyboardInterrupt:
+            tqdm.tqdm.write(f"{good} of {len(items)} done: {args.out}; the same command goes on", file=sys.stderr)
+            raise
+    kept = f" ({before} of them before)" if before else ""
+    print(f"{good} of {len(items)} done{kept}: {args.out / RESULT}")
+    return 0 if good == len(items) else 1

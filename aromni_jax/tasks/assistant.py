@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 import os
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
 from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
@@ -46,7 +50,7 @@ class Assistant:
         template: Template | str,
         max_batch: int = 32,
     ) -> None:
-        self.vocabulary = model.vocabulary
+        self.vocabulary, self.max_batch, self._params = model.vocabulary, max_batch, model.params
         self.text_codec, self.image_codec, self.speech_codec = text_codec, image_codec, speech_codec
         self._check_codecs()
         self.prompts = PromptBuilder(model.vocabulary, text_codec, template)
@@ -91,6 +95,17 @@ class Assistant:
             max_batch=max_batch,
         )
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of what answers depend on beside prompt and options: codecs, template, a row of every array of weights."""
+        rows = jax.jit(lambda params: jax.tree.map(lambda leaf: leaf[(0,) * (leaf.ndim - 1)], params))(self._params)
+        codecs = (self.text_codec, self.image_codec, self.speech_codec)
+        words = [self.prompts.template.name, *(codec.fingerprint for codec in codecs if codec is not None)]
+        digest = hashlib.sha256(json.dumps(words).encode())
+        for row in jax.tree.leaves(jax.device_get(rows)):
+            digest.update(row.tobytes())
+        return digest.hexdigest()[:16]
+
     # -- single-output tasks, many items at once -----------------------------------------------------
 
     def transcribe(self, waves: Sequence[np.ndarray], options: Options | None = None) -> list[str]:
@@ -125,10 +140,14 @@ class Assistant:
         inputs: Sequence[Sequence[Part]],
         options: Options | None = None,
         instruction: str | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[Reply]:
-        """Replies to one prompt of `task` per entry of `inputs`, in order; for a chat, each is a first turn."""
+        """Replies to one prompt of `task` per entry of `inputs`, in order; for a chat, each is a first turn.
+
+        Item n draws with the seed of the options + n, or + `numbers[n]`.
+        """
         prompts = [self.prompts.prompt(task, parts, instruction) for parts in inputs]
-        results = self._generate(task, prompts, options)
+        results = self._generate(task, prompts, options, numbers)
         return [self._reply(ids, result) for ids, result in zip(prompts, results, strict=True)]
 
     # -- chat ----------------------------------------------------------------------------------------
@@ -223,16 +242,24 @@ class Assistant:
 
     def look(self, images: Sequence[PIL.Image.Image] | np.ndarray) -> list[Image]:
         """Pictures -> image codes."""
+        if not len(images):
+            return []
         return [Image(codes) for codes in self._need(self.image_codec, "image").encode(images)]
 
     def media(self, reply: Reply) -> Media:
         """The reply's text, sound and pictures."""
         return to_media(reply.answer, self.speech_codec, self.image_codec)
 
-    def _generate(self, task: str, prompts: Sequence[Sequence[int]], options: Options | None) -> list[Result]:
-        options = options or task_options(task)
+    def _generate(
+        self,
+        task: str,
+        prompts: Sequence[Sequence[int]],
+        options: Options | None,
+        numbers: Sequence[int] | None = None,
+    ) -> list[Result]:
+        options, numbers = options or task_options(task), numbers or range(len(prompts))
         return self.engine.generate(
-            [make_request(task, ids, self.vocabulary, options, n) for n, ids in enumerate(prompts)]
+            [make_request(task, ids, self.vocabulary, options, n) for n, ids in zip(numbers, prompts, strict=True)]
         )
 
     def _reply(self, prompt: Sequence[int], result: Result) -> Reply:

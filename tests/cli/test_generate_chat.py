@@ -14,6 +14,8 @@ from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
 from aromni_jax.config import ModelConfig
 from aromni_jax.convert import save_model
 from aromni_jax.model import init_params
+from aromni_jax.tasks import Assistant
+from aromni_jax.tasks.synthesis import SYNTHESISERS
 from aromni_jax.vocabulary import JointVocabulary
 
 
@@ -34,6 +36,7 @@ def files(tmp_path_factory):
     rng = np.random.default_rng(0)
     soundfile.write(folder / "noise.wav", 0.1 * rng.normal(size=8000), 16000)
     PIL.Image.fromarray(rng.integers(0, 255, (28, 56), np.uint8)).save(folder / "dots.png")
+    soundfile.write(folder / "empty.wav", np.zeros(0), 16000)
     (folder / "broken.wav").write_bytes(b"RIFF0000")
     (folder / "broken.png").write_bytes(b"\x89PNG....")
     return folder
@@ -90,17 +93,49 @@ def test_many_inputs_from_files(files, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png"))[2] == "0002_c.png"
 
 
+def test_bad_lines_are_named_and_the_others_done(files, tmp_path, capsys):
+    (tmp_path / "list.jsonl").write_text('{\n{"txt": "a"}\n{"text": "a", "idd": 1}\n{"text": "one"}\n')
+    assert generate(files, "tts", "--input", str(tmp_path / "list.jsonl"), "--out", str(tmp_path / "out")) == 1
+    said = capsys.readouterr()
+    for line, message in ((1, "not JSON"), (2, 'expected an object with a string "text"'), (3, "unknown field 'idd'")):
+        assert f"list.jsonl, line {line}: {message}" in said.err
+    assert "1 of 4 done" in said.out and [row["id"] for row in results(tmp_path / "out") if "files" in row] == ["one"]
+
+
+def test_the_same_command_goes_on(files, tmp_path, capsys, monkeypatch):
+    words = ["tts", "--input", "one", "two", "--out", str(tmp_path)]
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Assistant, "answer", interrupted)
+        assert generate(files, *words) == 130
+    assert "0 of 2 done" in (said := capsys.readouterr().err) and "the same command goes on" in said
+    assert generate(files, *words) == 0
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.wav")}
+    assert len(times) == 2 and generate(files, *words) == 0
+    assert "2 of 2 done (2 of them before)" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.wav")} == times
+
+
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("words", "message"),
     [
-        ("{", "line 1: not JSON"),
-        ('{"txt": "a"}', 'line 1: expected an object with a string "text"'),
-        ('{"text": "a", "idd": 1}', "line 1: unknown field 'idd'"),
+        (["t2i", "--input", "one " * 600], "the context only 512; shorten it"),
+        (
+            ["t2i", "--input", "one", "--max-new-tokens", "9"],
+            "begins with image needs room for 35 tokens, but max_new_tokens is 9",
+        ),
+        (["asr", "--input", "empty.wav"], "empty.wav holds no samples"),
+        (["tts", "--input", " "], "the text is empty"),
+        (["tts", "--input", "one", "--template", "breif"], "unknown template 'breif'; choose one of aromni, brief"),
     ],
 )
-def test_bad_lists_are_one_clear_line(files, tmp_path, capsys, line, message):
-    (tmp_path / "list.jsonl").write_text(line)
-    assert generate(files, "tts", "--input", str(tmp_path / "list.jsonl"), "--out", str(tmp_path / "out")) == 1
+def test_what_cannot_be_is_one_clear_line(files, tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(files)
+    command = ["generate", *words, "--model", str(files / "model"), "--out", str(tmp_path)]
+    assert main(command) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
 
@@ -129,35 +164,93 @@ def test_dialogs_from_a_file(files, tmp_path, capsys):
                 {"wavpath": "noise.wav"},
                 {"wav_path": "none.wav"},
                 {"wav_path": "noise.wav", "silence_head_sec": 0.1, "image_paths": ["dots.png"], "user_append_text": ""},
-                {"text": "again", "reset": True},
+                {"text": "again", "reset": True, "speaker_wav": "noise.wav"},
             ],
         },
-        {"turns": [{"audio_path": "broken.wav"}, {}, {"text": 5}, {"text": "a", "image_paths": [5]}]},
+        {"turns": [{"audio_path": "broken.wav"}, {"wav_path": "empty.wav"}, {}, {"text": "one " * 600}]},
+        {"turns": 3},
     ]
     (tmp_path / "d.json").write_text(json.dumps(dialogs))
     words = ["--input", str(tmp_path / "d.json"), "--base-dir", str(files), "--save-tokens"]
     assert chat(files, tmp_path / "out", *words) == 1
-    log = json.loads((tmp_path / "out" / "log.json").read_text())
-    assert [("error" in entry, entry["dialog_id"]) for entry in log] == [
-        (False, "a_.._b"), (True, "a_.._b"), (True, "a_.._b"), (False, "a_.._b"), (False, "a_.._b"),
-        (True, "dialog_0001"), (True, "dialog_0001"), (True, "dialog_0001"), (True, "dialog_0001"),
+    log = json.loads((tmp_path / "out" / "batch_log.json").read_text())
+    errors = [
+        (1, ""), (2, "did you mean 'wav_path'"), (3, "none.wav does not exist"), (2, ""), (3, ""),
+        (1, "broken.wav as sound"), (2, "empty.wav holds no samples"), (3, "needs text or wav_path"),
+        (4, "the context only 512"), (1, "turns must be a list, got 3"),
     ]  # fmt: skip
-    assert "did you mean 'wav_path'" in log[1]["error"] and "needs text or wav_path" in log[6]["error"]
+    assert [entry["turn_index"] for entry in log] == [index for index, _ in errors]
+    assert all(message in entry.get("error", "") for entry, (_, message) in zip(log, errors, strict=True))
+    assert [("error" in entry) for entry in log] == [bool(message) for _, message in errors]
+    assert [entry["dialog_id"] for entry in log] == ["a/../b"] * 5 + ["dialog_0001"] * 4 + ["dialog_0002"]
     assert log[3]["usage"]["prompt_tokens"] > log[0]["usage"]["prompt_tokens"] + 20
-    reply = json.loads((tmp_path / "out" / "a_.._b" / "turn_0004" / "reply.json").read_text())
-    assert len(reply["tokens"]) == reply["usage"]["new_tokens"]
     # A bad turn leaves no trace in the history; a reset one sees only itself.
-    first, last = log[0]["usage"]["prompt_tokens"], log[4]["usage"]["prompt_tokens"]
-    assert last < first + 10
-    assert "text must be a text, got 5" in log[7]["error"] and "list of paths" in log[8]["error"]
-    assert "3 of 9 turns done" in capsys.readouterr().out
+    assert log[4]["usage"]["prompt_tokens"] < log[0]["usage"]["prompt_tokens"] + 10
+    folders = sorted((tmp_path / "out" / "a_.._b").iterdir())
+    made = [log[0], log[3], log[4]]
+    assert [folder.name for folder in folders] == [f"turn_{n:04d}_{meta['run_uid']}" for n, meta in enumerate(made, 1)]
+    assert json.loads((folders[1] / "meta.json").read_text()) == log[3]
+    assert len(json.loads((folders[1] / "output_tokens.json").read_text())) == log[3]["usage"]["new_tokens"]
+    assert log[3]["image_paths"] == [str(files / "dots.png")] and log[3]["user_append_text"] == ""
+    assert log[0]["user_append_text"] == "chat" and log[3]["tts"]["silence_head_sec"] == 0.1
+    said = capsys.readouterr()
+    assert "3 of 10 turns done" in said.out and said.err.count("\n") == 8
+    assert "a/../b turn 5: speaker_wav is not used by --synthesiser none" in said.err
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "[1]", '{"turns": 3}'])
+@pytest.mark.slow
+def test_the_shipped_model_answers_in_kind(files, tmp_path):
+    """Speech to speech and a picture, speech with a picture to speech, text to both."""
+    for task, suffix in (("tts", "wav"), ("t2i", "png")):
+        assert main(["generate", task, "--input", "four two", "--out", str(tmp_path)]) == 0
+        (tmp_path / f"0000_four_two.{suffix}").rename(tmp_path / f"given.{suffix}")
+    spoken = {"wav_path": "given.wav"}
+    turns = [spoken, {**spoken, "image_paths": ["given.png"], "reset": True}, {"text": "four two", "reset": True}]
+    (tmp_path / "d.json").write_text(json.dumps(turns))
+    assert main(["chat", "--input", str(tmp_path / "d.json"), "--out", str(tmp_path / "out")]) == 0
+    log = json.loads((tmp_path / "out" / "batch_log.json").read_text())
+    assert [entry["reply"] for entry in log] == ["four two"] * 3
+    assert all(entry["saved_audios"] for entry in log)
+    assert log[0]["saved_images"] and log[2]["saved_images"]
+
+
+def test_the_log_of_an_interrupted_run(files, tmp_path, monkeypatch):
+    (tmp_path / "d.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    answer, calls = Assistant.chat, []
+
+    def second_interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return answer(*args, **kwargs)
+
+    monkeypatch.setattr(Assistant, "chat", second_interrupted)
+    assert chat(files, tmp_path / "out", "--input", str(tmp_path / "d.jsonl")) == 130
+    assert len(json.loads((tmp_path / "out" / "batch_log.json").read_text())) == 1
+
+
+def test_texts_can_be_spoken(files, tmp_path, capsys, monkeypatch):
+    """As a recording of the same words would be; a recording itself needs no synthesiser."""
+    wave, rate = soundfile.read(files / "noise.wav", dtype="float32")
+    monkeypatch.setitem(SYNTHESISERS, "fake", lambda: lambda text, voice: (wave, rate))
+    (tmp_path / "d.json").write_text(json.dumps([{"text": "two"}, {"wav_path": "noise.wav", "reset": True}]))
+    words = ["--input", str(tmp_path / "d.json"), "--base-dir", str(files), "--save-tokens"]
+    assert chat(files, tmp_path / "out", *words, "--synthesiser", "fake") == 0
+    log = json.loads((tmp_path / "out" / "batch_log.json").read_text())
+    assert log[0]["usage"]["prompt_tokens"] == log[1]["usage"]["prompt_tokens"] > 20
+    tokens = [path.read_text() for path in sorted(tmp_path.glob("out/*/*/output_tokens.json"))]
+    assert tokens[0] == tokens[1]
+    assert [entry["tts"]["synthesiser"] for entry in log] == ["fake", "fake"]
+    assert chat(files, tmp_path / "out", *words, "--synthesiser", "sam") == 1
+    assert "no synthesiser 'sam'; choose none, hibari, espeak or cosyvoice2:FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"turns": []}'])
 def test_bad_dialog_files(files, tmp_path, capsys, text):
     (tmp_path / "d.json").write_text(text)
     assert chat(files, tmp_path / "out", "--input", str(tmp_path / "d.json")) == 1
-    assert str(tmp_path / "d.json") in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert str(tmp_path / "d.json") in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_the_terminal(files, tmp_path, capsys, monkeypatch):
@@ -168,6 +261,11 @@ def test_the_terminal(files, tmp_path, capsys, monkeypatch):
     reads = [(int(fed), int(whole)) for fed, whole in re.findall(r"read (\d+) of (\d+)\)", out)]
     assert len(reads) == 2 and reads[0][0] == reads[0][1] > 0 and reads[1][0] < reads[1][1] - reads[0][1]
     assert "heard>" in out and "none.wav does not exist" in out and "forgotten" in out
+    metas = [json.loads(path.read_text()) for path in sorted((tmp_path / "terminal").glob("*/meta.json"))]
+    assert [(meta["turn_index"], meta["text"], meta["image_paths"]) for meta in metas] == [
+        (1, "two", None),
+        (2, None, [str(files / "dots.png")]),
+    ]
 
 
 def test_the_terminal_ends_with_its_input(files, tmp_path, monkeypatch):

@@ -1,81 +1,27 @@
 """Media in, media out, with codecs that are easy to check by hand and a model of random weights."""
 
 import dataclasses
-import types
 
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 
-from aromni_jax.codecs.streaming import SpeechStream
-from aromni_jax.config import ModelConfig
 from aromni_jax.convert import save_model
 from aromni_jax.decoding import GREEDY, Done, Guidance, Policy, State, TextPiece
 from aromni_jax.errors import UserError
 from aromni_jax.model import init_params
 from aromni_jax.prepare import Codecs
 from aromni_jax.tasks import Assistant, Dropped, Image, Options, Speech, Text, TurnDone, make_request, task_options
-from aromni_jax.vocabulary import TASKS, JointVocabulary
+from aromni_jax.vocabulary import TASKS
+from tests.tasks.toys import CONFIG, Pixels, V, toy_assistant, toy_model
 
-V = JointVocabulary.compact(text_pieces=256, image_codes=6, image_tokens=4, speech_codes=9)
-CONFIG = ModelConfig(
-    vocab_size=V.size, dim=32, layers=1, heads=2, kv_heads=1, head_dim=16, ffn_dim=48, max_positions=256
-)
 SHORT = Options(max_text=6, max_speech=10)
 
 
-class Letters:
-    """One piece per byte."""
-
-    num_pieces = 256
-
-    def encode(self, text):
-        return list(text.encode())
-
-    def decode(self, pieces):
-        return bytes(pieces).decode(errors="replace")
-
-
-class Loudness:
-    """One code per 4 samples: their mean, in ninths."""
-
-    num_codes, hop, sample_rate = 9, 4, 160
-
-    def encode(self, wave_bn, lengths):
-        return [
-            wave[:n].reshape(-1, 4).mean(1).round().astype(np.int32) for wave, n in zip(wave_bn, lengths, strict=True)
-        ]
-
-    def decode(self, codes, width=None):
-        return [np.repeat(np.asarray(row, np.float32), 4) for row in codes]
-
-    def stream(self):
-        return SpeechStream(self)
-
-
-class Pixels:
-    """One code per pixel of a 2x2 picture."""
-
-    num_codes, tokens_per_image = 6, 4
-
-    def encode(self, images):
-        return np.stack([np.asarray(image, np.int32).reshape(4) // 40 for image in images])
-
-    def to_pil(self, codes):
-        return [PIL.Image.fromarray((row.reshape(2, 2) * 40).astype(np.uint8)) for row in codes]
-
-
 @pytest.fixture(scope="module")
-def model():
-    return types.SimpleNamespace(params=init_params(CONFIG, jax.random.PRNGKey(0)), config=CONFIG, vocabulary=V)
-
-
-@pytest.fixture(scope="module")
-def assistant(model):
-    return Assistant(
-        model, text_codec=Letters(), image_codec=Pixels(), speech_codec=Loudness(), template="brief", max_batch=4
-    )
+def assistant():
+    return toy_assistant()
 
 
 WAVES = [np.repeat(np.float32([1, 2, 3]), 4), np.repeat(np.float32([8]), 4)]
@@ -85,7 +31,7 @@ PICTURES = [PIL.Image.fromarray(np.uint8([[0, 40], [80, 200]])), PIL.Image.froma
 def test_media_become_parts(assistant):
     assert assistant.hear(WAVES) == [Speech([1, 2, 3]), Speech([8])]
     assert assistant.look(PICTURES) == [Image([0, 1, 2, 5]), Image([0, 0, 0, 0])]
-    assert assistant.hear([]) == []
+    assert assistant.hear([]) == assistant.look([]) == []
 
 
 def test_every_task_gives_its_kind_of_output(assistant):
@@ -115,6 +61,19 @@ def test_items_do_not_depend_on_the_batch(assistant):
     assert together[0].answer.parts != together[3].answer.parts, "item n draws with seed + n"
     alone = assistant.answer("text_to_speech", [[Text("a")]], dataclasses.replace(sampled, seed=3))
     assert alone[0].answer.parts == together[3].answer.parts
+    some = assistant.answer("text_to_speech", [[Text("a")], [Text("bc")]], sampled, numbers=[3, 1])
+    assert [reply.answer for reply in some] == [together[3].answer, together[1].answer]
+
+
+def test_a_fingerprint_tells_what_answers(assistant):
+    class Other(Pixels):
+        fingerprint = "other"
+
+    trained = toy_model()
+    trained.params = jax.tree.map(lambda leaf: leaf + 1e-6, trained.params)
+    marks = [assistant.fingerprint, toy_assistant(template="aromni").fingerprint]
+    marks += [toy_assistant(image_codec=Other()).fingerprint, toy_assistant(model=trained).fingerprint]
+    assert len({*marks}) == 4 and toy_assistant().fingerprint == marks[0]
 
 
 def test_chat_remembers(assistant):
@@ -183,14 +142,13 @@ def test_requests_allow_exactly_the_tasks_output(task):
     assert task_options(task).policies.get(State.TEXT, GREEDY) == GREEDY
 
 
-def test_codecs_of_another_vocabulary(model):
+def test_codecs_of_another_vocabulary():
     class Wide(Pixels):
         num_codes = 7
 
-    parts = {"text_codec": Letters(), "image_codec": Pixels(), "speech_codec": Loudness(), "template": "brief"}
     with pytest.raises(UserError, match="the model's vocabulary has 6 image codes, the codec 7"):
-        Assistant(model, **{**parts, "image_codec": Wide()})
-    deaf = Assistant(model, **{**parts, "speech_codec": None})
+        toy_assistant(image_codec=Wide())
+    deaf = toy_assistant(speech_codec=None)
     with pytest.raises(UserError, match="no speech codec is loaded"):
         deaf.transcribe(WAVES)
     assert deaf.answer("text_to_text", [[Text("a")]], SHORT)[0].answer.speech is None
