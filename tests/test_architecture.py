@@ -1,6 +1,8 @@
 """The house rules that a reader of DESIGN would check by hand: who imports whom, file sizes, what the core pulls in."""
 
 import ast
+import configparser
+import glob
 import pathlib
 import subprocess
 import sys
@@ -75,6 +77,17 @@ def test_the_core_names_no_torch_and_no_tensorflow(path):
     roots = {name.split(".")[0] for name in _imports(path)}
     assert not roots & {"tensorflow", "pickle"}
     assert "torch" not in roots or path.name == "torchfile.py"
+
+
+def test_an_installed_package_has_all_data():
+    """Also hidden files, as Orbax writes them: a shipped model without them cannot be read."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT.parent / "setup.cfg")
+    patterns = setup["options.package_data"]["aromni_jax"].split()
+    taken = {name for pattern in patterns for name in glob.glob(pattern, root_dir=ROOT, recursive=True)}
+    files = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if path.is_file()}
+    missing = {name for name in files - taken if not name.endswith((".py", ".pyc"))}
+    assert files & taken and not missing, sorted(missing)
 
 
 def test_import_is_light_and_offline():
