@@ -21,7 +21,17 @@ from aromni_jax.convert.layouts import Piece, pieces
 from aromni_jax.convert.model_folder import ModelFolder
 from aromni_jax.convert.source import Source
 from aromni_jax.errors import UserError
-from aromni_jax.model import Params, abstract_params, check_params, flatten, forward, logits, nest, parameter_table
+from aromni_jax.model import (
+    Params,
+    abstract_params,
+    check_params,
+    flatten,
+    forward,
+    logits,
+    nest,
+    parameter_table,
+    split_layers,
+)
 from aromni_jax.tensorfile import Shaped
 from aromni_jax.vocabulary import JointVocabulary
 
@@ -51,6 +61,10 @@ class Model:
     ) -> tuple[jax.Array, jax.Array]:
         """float32 logits [b, s, v] and final hidden states [b, s, d]; jitted, one compilation per shape."""
         return _apply(self.params, self.config, tokens_bs, positions_bs, segment_ids_bs)
+
+    def apart(self) -> Model:
+        """The same model for the engine alone, its layers apart (`model.split_layers`); this one is given up for it."""
+        return dataclasses.replace(self, params=split_layers(self.params, consume=True))
 
 
 @functools.partial(jax.jit, static_argnums=1)

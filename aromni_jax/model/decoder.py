@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +66,7 @@ def forward(
     if cache is None:
         x_bsd = _row_layers(params["layers"], config, x_bsd, positions_bs, segment_ids_bs, shard)
     else:
-        x_bsd, cache = _cached_layers(params["layers"], config, x_bsd, positions_bs, fed_bs, cache, shard)
+        x_bsd, cache = _cached_layers(split_layers(params)["layers"], config, x_bsd, positions_bs, fed_bs, cache, shard)
     return rms_norm(x_bsd, params["final_norm"]["scale"], config.norm_eps), cache
 
 
@@ -98,7 +97,7 @@ def _row_layers(
 
 
 def _cached_layers(
-    layers: Params | Layers,
+    layers: Layers,
     config: ModelConfig,
     x_bsd: jax.Array,
     positions_bs: jax.Array,
@@ -117,7 +116,7 @@ def _cached_layers(
     mask_bst = dense_mask(Visibility(slots_s, segment_ids_bs, cache.segments_bt), length)
     angles = rotary_angles(positions_bs, config.head_dim, config.rope_theta)
     filled = []
-    for layer, past in zip(_each_layer(layers, config), kept, strict=True):
+    for layer, past in zip(layers, kept, strict=True):
 
         def attend(q_bshe: jax.Array, k_bkse: jax.Array, v_bkse: jax.Array, past: LayerCache = past) -> jax.Array:
             now = past.write(index, k_bkse, v_bkse).split(shard)
@@ -128,28 +127,29 @@ def _cached_layers(
     return x_bsd, dataclasses.replace(cache, layers=tuple(filled)).split(shard)
 
 
-def split_layers(params: Params) -> Params:
+def split_layers(params: Params, *, consume: bool = False) -> Params:
     """The same parameters, "layers" as a tuple with one tree per layer: what decoding is fast with.
 
     A CPU or a GPU that needs one layer of a stacked array copies it first, so that every weight is read, written and
-    read again for each token. The copies that are made here take the memory of the layers once more.
+    read again for each token. The copies that are made here take the memory of the layers once more; with `consume`
+    that of the largest parameter only, as each stacked array is deleted once it has been copied.
     """
     layers = params["layers"]
     if isinstance(layers, tuple):
         return params
-    return {**params, "layers": _split(layers, len(jax.tree.leaves(layers)[0]))}
+    parts: dict[str, tuple[jax.Array, ...]] = {}
+    for path, array in flatten(layers).items():
+        parts[path] = _apart(array)
+        if consume:
+            jax.block_until_ready(parts[path])
+            array.delete()
+    count = len(next(iter(parts.values())))
+    return {**params, "layers": tuple(nest({path: part[n] for path, part in parts.items()}) for n in range(count))}
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _split(layers: Params, count: int) -> Layers:
-    def layer(number: int) -> Params:
-        return jax.tree.map(lambda array: array[number], layers)
-
-    return tuple(map(layer, range(count)))
-
-
-def _each_layer(layers: Params | Layers, config: ModelConfig) -> Layers:
-    return layers if isinstance(layers, tuple) else _split(layers, config.layers)
+@jax.jit
+def _apart(array: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(array[number] for number in range(array.shape[0]))
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:

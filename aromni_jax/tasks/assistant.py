@@ -72,7 +72,7 @@ class Assistant:
         """
         from aromni_jax.convert import load_model
 
-        model = load_model(path)
+        model = load_model(path).apart()
         world = world or model.metadata["world"]
         template = template or model.metadata["template"]
         for what, value in (("codecs", world), ("template", template)):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import SMALL, change, lively_params, tokens
 
-from aromni_jax.model import KVCache, forward
+from aromni_jax.model import KVCache, forward, split_layers
 from aromni_jax.model.cache import quantise
 
 LENGTH = 24
@@ -180,3 +180,19 @@ def test_an_int8_cache_is_never_multiplied_out():
     shape = ",".join(map(str, cache.layers[0].keys_bkte.shape))
     assert f"s8[{shape}]" in text
     assert not [line for line in text.splitlines() if f"= f32[{shape}]" in line and " multiply(" in line]
+
+
+def test_layers_apart_are_the_same_parameters():
+    whole = jax.tree.map(jnp.copy, PARAMS["pre"])
+    apart = split_layers(whole)
+    assert split_layers(apart) is apart and len(apart["layers"]) == SMALL.layers
+    rejoined = jax.tree.map(lambda *layers: jnp.stack(layers), *apart["layers"])
+    jax.tree.map(np.testing.assert_array_equal, rejoined, whole["layers"])
+    assert not any(array.is_deleted() for array in jax.tree.leaves(whole))
+
+
+def test_stacked_layers_can_be_given_up_on_the_way():
+    whole = jax.tree.map(jnp.copy, PARAMS["pre"])
+    apart = split_layers(whole, consume=True)
+    assert all(array.is_deleted() for array in jax.tree.leaves(whole["layers"]))
+    assert not any(array.is_deleted() for array in jax.tree.leaves(apart))
