@@ -46,7 +46,8 @@ class ModelConfig:
       qk_norm_groups: groups of heads that share the vectors of that LayerNorm: 1 in the 7B release, 4 in the 34B one
         (SPEC 3.4), where weights that are trained on have to stay such; 0 = every head has its own.
       compute_dtype, param_dtype: "float32" or "bfloat16"; norms, softmax, RoPE and logits are float32 always.
-      attention: backend name in `model.attention`.
+      attention: of whole rows: "xla" (score matrices, anywhere), "blocked" (for CPUs), "fused" (splash attention on a
+        TPU, cuDNN on a GPU, "xla" elsewhere and for shapes that those do not take).
       remat: what the backward pass recomputes: "none", "dots" (keeps matmul results) or "full" (keeps layer inputs).
       scan_layers: one compiled layer looped over, or every layer unrolled (longer to compile, faster on a CPU).
       perceptual_dim: width of the image codebook that the perceptual projection maps to; 0 = no projection.

@@ -13,11 +13,12 @@ from flax import nnx
 from aromni_jax import parallel
 from aromni_jax.config import ModelConfig
 from aromni_jax.errors import UserError
-from aromni_jax.model.attention import Visibility, backend, dense_mask, xla_attend
+from aromni_jax.model.attention import backend
 from aromni_jax.model.block import Shard, block
 from aromni_jax.model.cache import KVCache, LayerCache
 from aromni_jax.model.norms import rms_norm
 from aromni_jax.model.parameters import Params, flatten, init_parameter, nest, parameter_table
+from aromni_jax.model.plain import Visibility, dense_mask, xla_attend
 from aromni_jax.model.rope import rotary_angles
 
 Layers = tuple[Params, ...]

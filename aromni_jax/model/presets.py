@@ -20,6 +20,7 @@ _CHAMELEON_7B = ModelConfig(
     max_positions=4096,
     compute_dtype="bfloat16",
     param_dtype="bfloat16",
+    attention="fused",
     remat="full",
     logits_tile=8192,
 )

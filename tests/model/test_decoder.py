@@ -11,7 +11,7 @@ from small_models import SMALL, assert_trees_close, change, lively_params, token
 
 from aromni_jax.errors import UserError
 from aromni_jax.losses import weighted_next_token
-from aromni_jax.model import attention, forward, logits
+from aromni_jax.model import attention, forward, logits, plain
 
 BACKENDS = ["xla", "blocked"]
 
@@ -127,7 +127,7 @@ def test_blocked_attention_equals_reference():
     rng = np.random.default_rng(0)
     q, k, v, weight = (jnp.asarray(rng.standard_normal((2, 150, n, 8)), jnp.float32) for n in (4, 2, 2, 4))
     segments = jnp.array(np.stack([np.repeat([1, 2, 3], [20, 120, 10]), np.repeat([1, 2, 0], [100, 40, 10])]))
-    mask = attention.dense_mask(attention.Visibility(jnp.arange(150), segments, segments), 150)
+    mask = plain.dense_mask(plain.Visibility(jnp.arange(150), segments, segments), 150)
 
     def run(name):
         def total(q, k, v):
@@ -159,13 +159,13 @@ def test_logits_are_float32():
 
 
 def test_unknown_backend_is_refused():
-    with pytest.raises(UserError, match=r"model.attention is 'flash': use one of blocked, xla"):
+    with pytest.raises(UserError, match=r"model.attention is 'flash': use one of blocked, fused, xla"):
         forward(lively_params(SMALL), change(SMALL, attention="flash"), tokens(1, 4))
 
 
 def test_backend_that_cannot_mask_segments_is_refused(monkeypatch):
-    plain = attention.Backend(masks_segments=False, prepare=attention.dense_mask, attend=attention.xla_attend)
-    monkeypatch.setitem(attention.BACKENDS, "plain", plain)
+    unmasked = attention.Backend(masks_segments=False, prepare=plain.dense_mask, attend=plain.xla_attend)
+    monkeypatch.setitem(attention.BACKENDS, "plain", unmasked)
     config, params, ids = change(SMALL, attention="plain"), lively_params(SMALL), tokens(1, 4)
     forward(params, config, ids)
     with pytest.raises(UserError, match="cannot mask segments"):
