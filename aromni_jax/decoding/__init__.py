@@ -7,6 +7,7 @@ from aromni_jax.decoding.request import (
     Done,
     Event,
     ImageDone,
+    ImageRows,
     Request,
     Result,
     Segment,
@@ -17,6 +18,7 @@ from aromni_jax.decoding.request import (
 )
 from aromni_jax.decoding.sampling import GREEDY, Policy
 from aromni_jax.decoding.session import Session
+from aromni_jax.decoding.source import RequestQueue
 
 __all__ = [
     "GREEDY",
@@ -26,9 +28,11 @@ __all__ = [
     "Grammar",
     "Guidance",
     "ImageDone",
+    "ImageRows",
     "Limits",
     "Policy",
     "Request",
+    "RequestQueue",
     "Result",
     "Segment",
     "Session",

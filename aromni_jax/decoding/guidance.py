@@ -42,6 +42,7 @@ class Reads(enum.IntEnum):
     ALL = 0
     PICTURES = 1
     THIS_PICTURE = 2
+    NOTHING = 3
 
 
 @jax.tree_util.register_dataclass
@@ -109,6 +110,8 @@ def follow(
     v = vocabulary
     if reads == Reads.ALL:
         return [*held, *tokens]
+    if reads == Reads.NOTHING:
+        return list(held)
     pictures = [token for token in tokens if token in v.image or token in (v.boi, v.eoi)]
     if reads == Reads.PICTURES:
         return [*held, *pictures]
@@ -138,18 +141,21 @@ def reading(
     tokens_r = tokens_b[branches.source_r]
     code = within(v.image, tokens_r)
     picture = code | (tokens_r == v.boi) | (tokens_r == v.eoi)
-    wanted = jnp.stack([jnp.ones_like(code), picture, code | (tokens_r == v.boi)])
+    wanted = jnp.stack([jnp.ones_like(code), picture, code | (tokens_r == v.boi), jnp.zeros_like(code)])
     return tokens_r, wanted[branches.reads_r, jnp.arange(tokens_r.shape[0])] & live_b[branches.source_r]
 
 
 def forget_last_picture(
-    vocabulary: JointVocabulary, branches: Branches, cache: KVCache, tokens_r: jax.Array, prompt_slots: jax.Array
+    vocabulary: JointVocabulary, branches: Branches, cache: KVCache, tokens_r: jax.Array, prompt_slots_r: jax.Array
 ) -> KVCache:
-    """At boi, the rows that know only the picture being drawn go back to their prompt: [bos, boi] (SPEC 6.7)."""
+    """At boi, the rows that know only the picture being drawn go back to their prompt: [bos, boi] (SPEC 6.7).
+
+    `prompt_slots_r`: int32 [R], the first slot of each row that is not its prompt's.
+    """
     again_r = (branches.reads_r == Reads.THIS_PICTURE) & (tokens_r == vocabulary.boi)
-    generated_t = jnp.arange(cache.length) >= prompt_slots
+    generated_rt = jnp.arange(cache.length)[None] >= prompt_slots_r[:, None]
     return dataclasses.replace(
         cache,
-        segments_bt=jnp.where(again_r[:, None] & generated_t[None], 0, cache.segments_bt),
+        segments_bt=jnp.where(again_r[:, None] & generated_rt, 0, cache.segments_bt),
         positions_b=jnp.where(again_r, branches.prompt_r, cache.positions_b),
     )

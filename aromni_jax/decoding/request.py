@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -48,20 +49,28 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Counts and clocks of one request, seconds since its batch was started.
+    """Counts and clocks of one request. Clocks are seconds since its prompt began to be read, `queued` before that.
 
     Attributes:
       prompt_tokens: of the whole prompt.
       reused_tokens: of them, those that a session had in its cache; fed_tokens: the others, which were read.
-      tokens_per_second: new tokens of this request over its whole time, prefill included.
-      first_audio: when the first speech chunk was ready; None without speech.
+      queued: seconds from handing the request in until its prompt was read.
+      first_token: when the first token was known.
+      first_speech: when the first speech code was known, which the AR-Omni paper calls first token latency; None
+        without speech.
+      first_audio: when the first samples were made; None if none were (`generate`, or no speech codec).
+      seconds_of_sound: that were made.
+      total: when the last token was known, or the last sample made.
     """
 
     prompt_tokens: int
     reused_tokens: int
     new_tokens: int
+    queued: float
     first_token: float
+    first_speech: float | None
     first_audio: float | None
+    seconds_of_sound: float
     total: float
 
     @property
@@ -70,7 +79,16 @@ class Usage:
 
     @property
     def tokens_per_second(self) -> float:
-        return self.new_tokens / self.total
+        """New tokens over the whole time, prefill included; 0 for a request that never began."""
+        return self.new_tokens / self.total if self.total else 0.0
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds taken per second of sound: below 1 a listener need not wait. None without sound."""
+        return self.total / self.seconds_of_sound if self.seconds_of_sound else None
+
+
+Finish = Literal["stop", "length", "cancelled", "refused"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +97,20 @@ class Result:
 
     Attributes:
       id: of the request.
-      tokens: int32 [n], the closing eos or eom included, the prompt not.
+      tokens: int32 [n], the closing eos or eom included (there is none if it was cancelled), the prompt not.
       states: int8 [n], the `State` each token was chosen in.
-      finish: "stop", or "length" when max_new_tokens (or the context) was used up.
+      finish: "stop"; "length" when max_new_tokens (or the context) was used up; "cancelled", with the tokens until
+        then; "refused", without any.
       usage: counts and clocks.
+      error: why it was refused, in one line.
     """
 
     id: str
     tokens: np.ndarray
     states: np.ndarray
-    finish: str
+    finish: Finish
     usage: Usage
+    error: str | None = None
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -139,6 +160,17 @@ class SpeechChunk(Event):
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageRows(Event):
+    """More of a square picture: whole rows of 0-based codes, int32 [rows, side], from row `first` on.
+
+    What the picture had beyond its last burst comes with `ImageDone` alone; so do pictures that are not square.
+    """
+
+    first: int
+    codes: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageDone(Event):
     """A whole picture: 0-based codes int32 [N]."""
 
@@ -147,6 +179,6 @@ class ImageDone(Event):
 
 @dataclasses.dataclass(frozen=True)
 class Done(Event):
-    """The request is finished; nothing follows for it."""
+    """The request is over (`Result.finish` says why); nothing follows for it."""
 
     result: Result

@@ -1,14 +1,15 @@
-"""From the tokens of one row, as they come, to events: text in valid UTF-8 cuts, speech in windows, whole pictures."""
+"""From the tokens of one row, as they come, to events: text in valid UTF-8 cuts, speech in windows, pictures row by row."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 
 from aromni_jax.decoding.grammar import State
-from aromni_jax.decoding.request import Event, ImageDone, SpeechChunk, StateChange, TextPiece
+from aromni_jax.decoding.request import Event, ImageDone, ImageRows, SpeechChunk, StateChange, TextPiece
 from aromni_jax.vocabulary import JointVocabulary
 
 
@@ -27,7 +28,10 @@ class SpeechWindows(Protocol):
 
 
 class SpeechDecoder(Protocol):
-    """What streaming needs of a speech codec."""
+    """What streaming needs of a speech codec; `sample_rate` in hertz."""
+
+    @property
+    def sample_rate(self) -> int: ...
 
     def stream(self) -> SpeechWindows: ...
 
@@ -51,6 +55,9 @@ class RowStream:
         self._pieces: list[int] = []
         self._shown = ""
         self._codes: list[int] = []
+        side = math.isqrt(vocabulary.image_tokens)
+        self._side = side if side**2 == vocabulary.image_tokens else 0  # codes in a row of a picture; 0: no rows
+        self._image_rows = 0  # of the picture being drawn, told so far
         self._windows: SpeechWindows | None = None
 
     def push(self, token: int, state: State) -> Iterator[Event]:
@@ -76,14 +83,20 @@ class RowStream:
         elif state == State.IMAGE:
             if token == v.eoi:
                 yield ImageDone(self._id, self._at, v.image_codes(self._codes))
-                self._codes = []
+                self._codes, self._image_rows = [], 0
             else:
                 self._codes.append(token)
 
     def flush(self) -> Iterator[Event]:
-        """Speech gathered since the last flush."""
+        """Speech, and whole rows of a picture, gathered since the last flush."""
         if self._state == State.SPEECH and self._codes:
             yield self._speech(last=False)
+        elif self._state == State.IMAGE and self._side:
+            first, rows = self._image_rows, len(self._codes) // self._side
+            if rows > first:
+                codes = self._vocabulary.image_codes(self._codes[first * self._side : rows * self._side])
+                yield ImageRows(self._id, self._at, first, codes.reshape(-1, self._side))
+                self._image_rows = rows
 
     def finish(self) -> Iterator[Event]:
         """Call once after the last token."""

@@ -53,7 +53,7 @@ def _sample(folder: pathlib.Path, assistant: Assistant, item: Item, name: str) -
         "labels": [None if piece is None else assistant.text_codec.decode([piece]) for piece in pieces],
         "clocks": {
             "first token (s)": usage.first_token,
-            "first audio (s)": usage.first_audio,
+            "first speech code (s)": usage.first_speech,
             "total (s)": usage.total,
         },
     }

@@ -8,7 +8,7 @@ a query's score is its product with the numbers, times the key's scale; a value'
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -179,6 +179,23 @@ class KVCache:
             self,
             layers=jax.tree.map(lambda array: _longer(array, length, _TIME), self.layers),
             segments_bt=_longer(self.segments_bt, length, 1),
+        ).split()
+
+    def put(self, rows_r: jax.Array, other: KVCache, of_r: Sequence[int], index: jax.Array) -> KVCache:
+        """This cache with rows `of_r` of `other`, which has no more slots, in place of its rows `rows_r` (int [r]).
+
+        They stand at the slots they had. `index` is the new write index: not below either cache's own.
+        """
+        of_r = jnp.asarray(of_r)
+
+        def place(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[rows_r, :, : other.length].set(new[of_r].astype(old.dtype))
+
+        return KVCache(
+            layers=jax.tree.map(place, self.layers, other.layers),
+            segments_bt=self.segments_bt.at[rows_r].set(_longer(other.segments_bt[of_r], self.length, 1)),
+            positions_b=self.positions_b.at[rows_r].set(other.positions_b[of_r]),
+            index=index.astype(self.index.dtype),
         ).split()
 
 

@@ -218,7 +218,7 @@ def test_carry_is_donated(model, monkeypatch):
     for name in ("prefill", "decode"):
         inner = getattr(loop_module, name)
         keep = functools.partial(lambda inner, *a, **k: given.append(a[1]) or inner(*a, **k), inner)
-        monkeypatch.setattr(f"aromni_jax.decoding.engine.{name}", keep)
+        monkeypatch.setattr(f"aromni_jax.decoding.pool.{name}", keep)
     Engine(model).generate([requests()[1]])
     cache, carry, *_ = given
     assert (
@@ -264,7 +264,7 @@ def test_a_growing_cache_changes_nothing(model, monkeypatch):
     request = Request(prompt_tokens=prompt(4, 6), max_new_tokens=90, first=State.TEXT, allowed=frozenset({State.TEXT}))
     grown = []
     inner = loop_module.grow
-    monkeypatch.setattr("aromni_jax.decoding.engine.grow", lambda *a, **k: grown.append(k["length"]) or inner(*a, **k))
+    monkeypatch.setattr("aromni_jax.decoding.pool.grow", lambda *a, **k: grown.append(k["length"]) or inner(*a, **k))
     monkeypatch.setattr("aromni_jax.decoding.session.SMALLEST_CACHE", 64)
     small = Engine(model).generate([request])[0]
     monkeypatch.setattr("aromni_jax.decoding.session.SMALLEST_CACHE", 128)

@@ -92,8 +92,8 @@ def shapes(monkeypatch):
         seen[name].append(shape(*args, **kwargs))
         return inner(*args, **kwargs)
 
-    spy("prefill", "engine", lambda params, cache, seen, tokens, *_, **__: (*tokens.shape, cache.length))
-    spy("decode", "engine", lambda params, carry, *_, guided, **__: (len(carry.hidden_rd), carry.cache.length, guided))
+    spy("prefill", "pool", lambda params, cache, seen, tokens, *_, **__: (*tokens.shape, cache.length))
+    spy("decode", "pool", lambda params, carry, *_, guided, **__: (len(carry.hidden_rd), carry.cache.length, guided))
     spy("pick", "session", lambda cache, rows, keep, length: (len(rows), cache.length, length))
     return seen
 
