@@ -14,7 +14,7 @@ from aromni_jax.decoding.pool import Pool, Progress
 from aromni_jax.decoding.reference import ReferenceGrammar
 from aromni_jax.decoding.request import Done, Event, Request, Result, SpeechChunk
 from aromni_jax.decoding.row import Row, never_began
-from aromni_jax.decoding.session import Session
+from aromni_jax.decoding.session import Rows, Session
 from aromni_jax.decoding.source import Arrival, Listed, RequestQueue, Source
 from aromni_jax.decoding.streaming import RowStream, SpeechDecoder, TextDecoder
 from aromni_jax.errors import UserError
@@ -144,32 +144,33 @@ class Engine:
         self, requests: Iterable[Request] | RequestQueue, session: Session | None
     ) -> Generator[tuple[list[Result], list[Progress]]]:
         """What is over without having begun, and what has come of the others; after every chunk."""
+        if not isinstance(requests, Sequence):
+            if session is not None:
+                raise UserError("a session is for a list of requests: which dialogs go on must be known at once")
+            source = requests if isinstance(requests, RequestQueue) else Listed(requests)
+            yield from self._run(self._pool(self._max_batch), _Feed(self, source))
+            return
         if session is not None and session.owner is not self:
             raise UserError("the session belongs to another engine: its cache is of no use here; make one here")
-        if isinstance(requests, Sequence):
-            self._check(requests)
-        elif session is not None:
-            raise UserError("a session is for a list of requests: which dialogs go on must be known at once")
+        self._check(requests)
         if session is None:
-            source = requests if isinstance(requests, RequestQueue) else Listed(requests)
-            most = min(len(requests), self._max_batch) if isinstance(requests, Sequence) else self._max_batch
-            pool = Pool(self._params, self._config, self._grammar, chunk=self._chunk, seats=max(most, 1))
-            yield from self._run(pool, _Feed(self, source))
+            seats = max(min(len(requests), self._max_batch), 1)
+            yield from self._run(self._pool(seats), _Feed(self, Listed(requests)))
             return
         # Batches of nearly equal size: the last one fits the programs of the others. Each keeps its cache.
         count = -(-len(requests) // self._max_batch)
         for number, part in enumerate(np.array_split(np.arange(len(requests)), max(count, 1))):
             if part.size:
-                pool = Pool(
-                    self._params, self._config, self._grammar,
-                    chunk=self._chunk, seats=len(part), keep=True, left=session.take(number),
-                )  # fmt: skip
+                pool = self._pool(len(part), keep=True, left=session.take(number))
                 try:
-                    yield from self._run(pool, _Feed(self, Listed([requests[n] for n in part]), first=part[0]))
+                    yield from self._run(pool, _Feed(self, Listed([requests[n] for n in part]), first=int(part[0])))
                 finally:
                     rows = pool.leave()
                     if rows is not None:
                         session.put(number, rows)
+
+    def _pool(self, seats: int, *, keep: bool = False, left: Rows | None = None) -> Pool:
+        return Pool(self._params, self._config, self._grammar, chunk=self._chunk, seats=seats, keep=keep, left=left)
 
     @staticmethod
     def _run(pool: Pool, feed: _Feed) -> Generator[tuple[list[Result], list[Progress]]]:

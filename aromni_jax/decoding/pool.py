@@ -23,11 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from aromni_jax.config import ModelConfig
-from aromni_jax.decoding import guidance as guide
 from aromni_jax.decoding.grammar import Grammar, Limits, State
 from aromni_jax.decoding.loop import Carry, Inputs, decode, grow, join, pick, prefill
 from aromni_jax.decoding.row import Row
-from aromni_jax.decoding.sampling import Policies, row_keys
+from aromni_jax.decoding.seats import Seats, limits
 from aromni_jax.decoding.session import SMALLEST_CACHE, SMALLEST_PROMPT, Rows, begin, power_of_two
 from aromni_jax.model import KVCache, Params
 
@@ -42,15 +41,6 @@ class Feed(Protocol):
 
     def stopped(self) -> set[str]:
         """Ids of requests that were taken and have been cancelled since."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Side:
-    """A side row: the main row it belongs to, what of it it reads, its prompt."""
-
-    main: int
-    reads: guide.Reads
-    prompt: list[int]
 
 
 @dataclasses.dataclass
@@ -93,14 +83,10 @@ class Pool:
         left: Rows | None = None,
     ) -> None:
         self._params, self._config, self._grammar = params, config, grammar
-        self._chunk, self._seats, self._keep, self._left = chunk, seats, keep, left
-        self._rows: list[Row | None] = [None] * power_of_two(seats)
-        self._sides: list[Side | None] = []
+        self._chunk, self._most, self._keep, self._left = chunk, seats, keep, left
+        self._seats = Seats(power_of_two(seats))
         self._carry: Carry | None = None
         self._inputs: Inputs | None = None  # None: to be made anew, as somebody came or left
-        # Per row of the cache: its tokens; and see `Inputs`.
-        self._held: list[list[int]] = []
-        self._prompt_slots_r = np.zeros(0, np.int32)
         self._used = 0  # slots written, at most: those of chunks on their way may be fewer
         self._pending: collections.deque[_Chunk] = collections.deque()
 
@@ -109,9 +95,9 @@ class Pool:
         waiting: list[Row] = []
         while True:
             stopped = feed.stopped()
-            progress = [self._stop(row) for row in self._rows if row and row.request.id in stopped]
+            progress = [self._stop(row) for row in self._seats.taken if row.request.id in stopped]
             idle = not (progress or self._pending or waiting or self._working())
-            free = self._seats - sum(row is not None for row in self._rows) - len(waiting)
+            free = self._most - len(self._seats.taken) - len(waiting)
             arrived = feed.take(free, wait=idle)
             if arrived is None:
                 return
@@ -125,39 +111,29 @@ class Pool:
         """The cache and what it holds, when `run` has ended or been closed; None if a program failed."""
         while self._pending:
             self._read()
-        return Rows(self._carry.cache, self._held, self._used) if self._carry else None
+        return Rows(self._carry.cache, self._seats.held, self._used) if self._carry else None
 
     def _working(self) -> bool:
         """Is there a row that may have tokens to come beyond those of the chunks on their way?"""
-        return any(row is not None and row.ahead < row.limits.max_new_tokens for row in self._rows)
+        return any(row.ahead < row.limits.max_new_tokens for row in self._seats.taken)
 
     def _stop(self, row: Row) -> Progress:
         row.finish = "cancelled"
-        self._release(self._rows.index(row))
+        self._seats.release(row, forget=not self._keep)
         self._inputs = None
         return row, np.zeros(0, np.int32), np.zeros(0, np.int8)
-
-    def _release(self, main: int) -> None:
-        """The row's request has left."""
-        self._rows[main] = None
-        if self._keep:
-            return
-        self._held[main] = []
-        for s, side in enumerate(self._sides):
-            if side and side.main == main:
-                self._sides[s], self._held[len(self._rows) + s] = None, []
 
     def _advance(self, waiting: list[Row]) -> bool:
         """Seat who waits and ask for a chunk; False if there is no use, or chunks on their way must be read before."""
         if not waiting and not self._working():
             return False
-        vacant = not any(self._rows)
+        vacant = not self._seats.taken
         slots = max((_bucket(row.prompts) for row in waiting), default=0)
-        more = sum(len(row.side) for row in waiting) - self._sides.count(None)
+        more = sum(len(row.side) for row in waiting) - self._seats.sides.count(None)
         room = self._carry is not None and self._reach(slots) <= self._carry.cache.length and more <= 0
         if self._pending and (vacant or not room):
             return False
-        if vacant and 2 * len(waiting) > len(self._rows):
+        if vacant and 2 * len(waiting) > len(self._seats.rows):
             self._begin(waiting)
         else:
             if not room:
@@ -175,16 +151,16 @@ class Pool:
 
     def _send(self) -> None:
         """Ask for a chunk; there must be room."""
-        self._inputs = self._inputs or self._make_inputs()
+        self._inputs = self._inputs or self._seats.inputs(self._grammar)
         carry, self._carry = self._carry, None  # there is nothing to leave behind if the program fails
         self._carry, told_3sb = decode(
             self._params, carry, self._inputs,
-            config=self._config, grammar=self._grammar, steps=self._chunk, guided=bool(self._sides),
+            config=self._config, grammar=self._grammar, steps=self._chunk, guided=bool(self._seats.sides),
         )  # fmt: skip
         told_3sb.copy_to_host_async()
-        self._pending.append(_Chunk(told_3sb, list(self._rows)))
+        self._pending.append(_Chunk(told_3sb, list(self._seats.rows)))
         self._used += self._chunk
-        for row in filter(None, self._rows):
+        for row in self._seats.taken:
             row.ahead += self._chunk
 
     def _read(self) -> list[Progress]:
@@ -195,7 +171,7 @@ class Pool:
         if not chunk.firm:
             self._used -= self._chunk - int(live_sb.any(axis=1).sum())
         emitted = [tokens_sb[live_sb[:, b], b] for b in range(len(chunk.rows))]
-        self._follow(chunk, emitted)
+        self._seats.follow(self._grammar.vocabulary, chunk.rows, emitted)
         progress = []
         for b, row in enumerate(chunk.rows):
             if row is None or row.finish:
@@ -204,58 +180,29 @@ class Pool:
             row.extend(emitted[b], states_sb[live_sb[:, b], b], done)
             progress.append((row, emitted[b], states_sb[live_sb[:, b], b]))
             if done:
-                self._release(b)
+                self._seats.release(row, forget=not self._keep)
         return progress
-
-    def _follow(self, chunk: _Chunk, emitted: Sequence[np.ndarray]) -> None:
-        """Keep count of what the rows hold; of those whose request has left since, nobody wants to know."""
-        readers = [(b, guide.Reads.ALL, row.prompt if row else []) for b, row in enumerate(self._rows)]
-        readers += [
-            (side.main, side.reads, side.prompt) if side else (0, guide.Reads.NOTHING, []) for side in self._sides
-        ]
-        for r, (main, reads, prompt) in enumerate(readers):
-            if self._rows[main] is chunk.rows[main] and self._rows[main] is not None:
-                self._held[r] = guide.follow(
-                    self._grammar.vocabulary, reads, len(prompt), self._held[r], emitted[main].tolist()
-                )
 
     # -- seats ---------------------------------------------------------------------------------------
 
-    def _take_seats(self, rows: Sequence[Row]) -> list[int]:
-        """Places for `rows` among those that are free: the rows of the cache for the main rows, then the side rows."""
-        mains = []
-        sides = []
-        for row in rows:
-            mains.append(self._rows.index(None))
-            self._rows[mains[-1]] = row
-            for reads, prompt in row.side:
-                sides.append(self._sides.index(None))
-                self._sides[sides[-1]] = Side(mains[-1], reads, prompt)
-        self._inputs = None
-        return mains + [len(self._rows) + s for s in sides]
-
     def _begin(self, rows: Sequence[Row]) -> None:
         """Read the prompts of nearly as many requests as there are seats, in a cache of their own, all at once."""
-        needed = sum(len(row.side) for row in rows)
-        self._sides = [None] * max(len(self._sides), power_of_two(needed) if needed else 0)
-        places = self._take_seats(rows)
-        prompts: list[list[int]] = [[] for _ in range(len(self._rows) + len(self._sides))]
-        for place, prompt in zip(places, _prompts(rows), strict=True):
-            prompts[place] = prompt
-        self._carry = None
+        seats, self._inputs, self._carry = self._seats, None, None
+        seats.add_sides(sum(len(row.side) for row in rows) - seats.sides.count(None))
+        seats.take(rows)
+        prompts = seats.prompts()
         beginning = begin(self._left, prompts, self._config, self._chunk)
         self._left = None
         for row, reused in zip(rows, beginning.keep_r.tolist(), strict=False):
             row.begin(reused)
-        self._carry = self._prefill(self._rows, prompts, beginning.cache, beginning.keep_r, beginning.slots)
+        self._carry = self._prefill(seats.rows, prompts, beginning.cache, beginning.keep_r, beginning.slots)
         self._used = beginning.used + beginning.slots
-        self._held = prompts
-        self._prompt_slots_r = np.full(len(prompts), self._used, np.int32)
+        seats.held, seats.prompt_slots = prompts, [self._used] * len(prompts)
 
     def _seat(self, rows: Sequence[Row]) -> None:
         """Read the prompts of newcomers beside the rows that go on, and copy them to free rows."""
         for group in _groups(rows):
-            places, prompts = self._take_seats(group), _prompts(group)
+            places, prompts = self._seats.take(group), _prompts(group)
             for row in group:
                 row.begin()
             slots = _bucket(prompts)
@@ -265,54 +212,43 @@ class Pool:
             self._used = max(self._used, slots)
             for chunk in self._pending:
                 chunk.firm = True
-            carry, self._carry = self._carry, None
+            carry, self._carry, self._inputs = self._carry, None, None
             self._carry = join(carry, new, jnp.asarray(places, jnp.int32), jnp.asarray(self._used, jnp.int32))
             for place, prompt in zip(places, prompts, strict=True):
-                self._held[place], self._prompt_slots_r[place] = prompt, slots
+                self._seats.held[place], self._seats.prompt_slots[place] = prompt, slots
 
     def _make_room(self, slots: int, more: int) -> None:
         """Lay the cache out for newcomers of `slots`, `more` side rows and one more chunk; no chunk is on its way."""
+        seats, old = self._seats, len(self._seats.held)
+        seats.add_sides(more)
         if self._carry is None:
-            self._sides = [None] * (power_of_two(more) if more else 0)
             self._carry = self._vacant(power_of_two(self._reach(slots)))
             return
-        cache, old = self._carry.cache, len(self._held)
-        longest = max(map(len, self._held))
-        if not more and 4 * (self._used - longest) < cache.length:
+        cache, longest = self._carry.cache, max(map(len, seats.held))
+        if len(seats.held) == old and 4 * (self._used - longest) < cache.length:
             grown = grow(cache, length=power_of_two(self._reach(slots)))
             self._carry = dataclasses.replace(self._carry, cache=grown)
             return
-        if more:
-            self._sides += [None] * (power_of_two(len(self._sides) + more) - len(self._sides))
-        self._inputs = None
         self._used = longest
         length = max(power_of_two(max(self._reach(slots), longest + longest // 2)), SMALLEST_CACHE)
-        rows = len(self._rows) + len(self._sides)
-        source_r = np.where(np.arange(rows) < old, np.arange(rows), 0)
-        self._held += [[] for _ in range(rows - old)]
-        keep_r = np.asarray([len(tokens) for tokens in self._held], np.int32)
+        source_r = jnp.asarray([r if r < old else 0 for r in range(len(seats.held))], jnp.int32)
+        keep_r = jnp.asarray([len(tokens) for tokens in seats.held], jnp.int32)
         self._carry = dataclasses.replace(
             self._carry,
-            cache=pick(cache, jnp.asarray(source_r), jnp.asarray(keep_r), length=length),
-            hidden_rd=self._carry.hidden_rd[jnp.asarray(source_r)],
+            cache=pick(cache, source_r, keep_r, length=length),
+            hidden_rd=self._carry.hidden_rd[source_r],
         )
-        self._prompt_slots_r = np.asarray([len(prompt) for prompt in self._seated_prompts()], np.int32)
-
-    # -- arrays --------------------------------------------------------------------------------------
-
-    def _seated_prompts(self) -> list[list[int]]:
-        """Of all rows of the cache, empty where nobody sits."""
-        return [row.prompt if row else [] for row in self._rows] + [side.prompt if side else [] for side in self._sides]
+        seats.prompt_slots, self._inputs = [len(prompt) for prompt in seats.prompts()], None
 
     def _vacant(self, length: int) -> Carry:
         """Rows of nobody."""
-        batch, rows = len(self._rows), len(self._rows) + len(self._sides)
-        self._held, self._prompt_slots_r = [[] for _ in range(rows)], np.zeros(rows, np.int32)
+        batch, rows = len(self._seats.rows), len(self._seats.held)
         idle_b = jnp.ones(batch, bool)
         return Carry(
             cache=KVCache.create(self._config, rows, max(length, SMALLEST_CACHE)),
             hidden_rd=jnp.zeros((rows, self._config.dim), self._config.compute_dtype),
-            grammar=self._grammar.start(self._grammar.rules([Limits(1)] * batch), idle_b),
+            # Copies: `start` may use one array twice, which cannot be donated.
+            grammar=jax.tree.map(jnp.copy, self._grammar.start(self._grammar.rules([Limits(1)] * batch), idle_b)),
             seen_bv=jnp.zeros((batch, self._grammar.vocabulary.size), bool),
         )
 
@@ -335,39 +271,9 @@ class Pool:
                 seen_bv[r, prompt] = True
         return prefill(
             self._params, cache, jnp.asarray(seen_bv), jnp.asarray(tokens_rp), jnp.asarray(lengths_r),
-            jnp.asarray(keep_r), self._grammar.rules(_limits(rows)), jnp.asarray([row is None for row in rows]),
+            jnp.asarray(keep_r), self._grammar.rules(limits(rows)), jnp.asarray([row is None for row in rows]),
             config=self._config, grammar=self._grammar,
         )  # fmt: skip
-
-    def _make_inputs(self) -> Inputs:
-        """Of who sits where now."""
-        batch = len(self._rows)
-        own_r = np.arange(batch + len(self._sides), dtype=np.int32)
-        source_r, reads_r = own_r.copy(), np.full(len(own_r), guide.Reads.ALL, np.int32)
-        branches_b2 = np.tile(own_r[:batch, None], (1, 2))
-        weights_b3 = np.tile(np.asarray([1, 0, 0], np.float32), (batch, 1))
-        for s, side in enumerate(self._sides):
-            source_r[batch + s], reads_r[batch + s] = (side.main, side.reads) if side else (0, guide.Reads.NOTHING)
-        for b, row in enumerate(self._rows):
-            if row is not None and row.side:
-                own = [batch + s for s, side in enumerate(self._sides) if side and side.main == b]
-                branches_b2[b] = [b if number < 0 else own[number] for number in row.branches_2]
-                weights_b3[b] = row.weights_3
-        return Inputs(
-            rules=self._grammar.rules(_limits(self._rows)),
-            policies=Policies.stack([row.request.policies if row else {} for row in self._rows]),
-            keys_b=row_keys([row.request.seed if row else 0 for row in self._rows]),
-            idle_b=jnp.asarray([row is None for row in self._rows]),
-            branches=guide.Branches(
-                source_r=jnp.asarray(source_r),
-                reads_r=jnp.asarray(reads_r),
-                prompt_r=jnp.asarray([len(prompt) for prompt in self._seated_prompts()], jnp.int32),
-                image_row_b=jnp.asarray(branches_b2[:, 0]),
-                plain_row_b=jnp.asarray(branches_b2[:, 1]),
-                weights_b3=jnp.asarray(weights_b3),
-            ),
-            prompt_slots_r=jnp.asarray(self._prompt_slots_r),
-        )
 
 
 def _bucket(prompts: Sequence[Sequence[int]]) -> int:
@@ -378,10 +284,6 @@ def _bucket(prompts: Sequence[Sequence[int]]) -> int:
 def _prompts(rows: Sequence[Row]) -> list[list[int]]:
     """Of the main rows, then of the side rows."""
     return [row.prompt for row in rows] + [prompt for row in rows for _, prompt in row.side]
-
-
-def _limits(rows: Sequence[Row | None]) -> list[Limits]:
-    return [row.limits if row else Limits(1) for row in rows]
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:

@@ -1,4 +1,4 @@
-"""From the tokens of one row, as they come, to events: text in valid UTF-8 cuts, speech in windows, pictures row by row."""
+"""From the tokens of one row, as they come, to events: text in valid UTF-8 cuts, speech in windows, picture rows."""
 
 from __future__ import annotations
 
