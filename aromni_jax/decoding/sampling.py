@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from aromni_jax.decoding.grammar import State
+from aromni_jax.decoding.selection import at_share, first_best, truncate
 from aromni_jax.errors import UserError
 
 
@@ -96,24 +97,6 @@ def penalise(logits_bv: jax.Array, seen_bv: jax.Array, penalty_b: jax.Array) -> 
     return jnp.where(seen_bv, jnp.where(logits_bv < 0, logits_bv * penalty, logits_bv / penalty), logits_bv)
 
 
-def truncate(logits_bv: jax.Array, top_k_b: jax.Array, top_p_b: jax.Array) -> jax.Array:
-    """-inf outside the k best and outside the nucleus of mass p among those; the best always stays.
-
-    Keeps a token iff the mass of the strictly better ones is below p: the reference's rule (drop while the ascending
-    cumulative mass is at most 1 - p), seen from the other end.
-    """
-    size = logits_bv.shape[-1]
-    sorted_bv = -jnp.sort(-logits_bv, axis=-1)
-    rank = jnp.arange(size)[None]
-    keep = rank < jnp.where(top_k_b == 0, size, top_k_b)[:, None]
-    probs = jax.nn.softmax(jnp.where(keep, sorted_bv, -jnp.inf), axis=-1)
-    before = jnp.cumsum(probs, axis=-1) - probs
-    keep &= (before < top_p_b[:, None]) | (top_p_b[:, None] >= 1)
-    keep |= rank == 0
-    worst_kept = jnp.min(jnp.where(keep, sorted_bv, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits_bv >= worst_kept, logits_bv, -jnp.inf)
-
-
 def row_keys(seeds: Sequence[int]) -> jax.Array:
     """One key per row from the request's own seed, uint32 [B, 2]."""
     return jax.vmap(jax.random.PRNGKey)(jnp.asarray(seeds, jnp.uint32))
@@ -136,16 +119,18 @@ def choose(
       keys_b: `row_keys`; the draw of a row depends on its own key and `step_b` (int [B]) only.
     """
     masked_bv = jnp.where(allowed_bv, penalise(logits_bv, seen_bv, policy.repetition_penalty), -jnp.inf)
-    best_b = jnp.argmax(masked_bv, axis=-1)
+    best_b = first_best(masked_bv)
 
     def draw() -> jax.Array:
-        kept_bv = truncate(masked_bv / policy.temperature[:, None], policy.top_k, policy.top_p)
-        mass_bv = jnp.cumsum(jax.nn.softmax(kept_bv, axis=-1), axis=-1)
-        # One random number per row, not one per id; `best` where rounding puts it past the last of the mass.
+        kept_bv = truncate(
+            masked_bv / policy.temperature[:, None],
+            jnp.where(policy.greedy, 0, policy.top_k),  # so that rows that do not draw make no work
+            jnp.where(policy.greedy, 1.0, policy.top_p),
+        )
+        # One random number per row, not one per id.
         keys = jax.vmap(jax.random.fold_in)(keys_b, step_b)
-        past_bv = mass_bv > jax.vmap(jax.random.uniform)(keys)[:, None] * mass_bv[:, -1:]
-        drawn_b = jnp.where(jnp.any(past_bv, axis=-1), jnp.argmax(past_bv, axis=-1), best_b)
+        drawn_b = at_share(kept_bv, jax.vmap(jax.random.uniform)(keys), best_b)
         return jnp.where(policy.greedy, best_b, drawn_b)
 
-    # One scalar branch for the whole batch: a batch that is all greedy at this step sorts nothing.
-    return jax.lax.cond(jnp.all(policy.greedy), lambda: best_b, draw).astype(jnp.int32)
+    # One scalar branch for the whole batch: a batch that is all greedy at this step draws nothing.
+    return jax.lax.cond(jnp.all(policy.greedy), lambda: best_b, draw)

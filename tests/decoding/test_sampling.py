@@ -11,7 +11,8 @@ import pytest
 from aromni_jax.decoding import State
 from aromni_jax.decoding.guidance import Branches, mix
 from aromni_jax.decoding.reference import reference_mode
-from aromni_jax.decoding.sampling import GREEDY, Policies, Policy, choose, penalise, row_keys, truncate
+from aromni_jax.decoding.sampling import GREEDY, Policies, Policy, choose, penalise, row_keys
+from aromni_jax.decoding.selection import truncate
 from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import JointVocabulary
 
