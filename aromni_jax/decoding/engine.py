@@ -7,9 +7,11 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
+from jax.sharding import Mesh
 
 from aromni_jax.config import ModelConfig
 from aromni_jax.decoding.grammar import Grammar, Limits, State
+from aromni_jax.decoding.placement import Placement
 from aromni_jax.decoding.pool import Pool, Progress
 from aromni_jax.decoding.reference import ReferenceGrammar
 from aromni_jax.decoding.request import Done, Event, Request, Result, SpeechChunk
@@ -51,6 +53,10 @@ class Engine:
       max_batch: requests decoded at once; more wait, first come first served. A guided one has up to three rows of
         the cache.
       grammar: "strict" keeps every output well-formed; "reference" follows the released code, see `reference`.
+      cache_dtype: of keys and values: "float32", "bfloat16", "int8" (half the memory of bfloat16; its error stands
+        in `benchmarks/results/int8_cache.md`), or None = the compute dtype.
+      mesh: devices to decode on: the model is split by the rules of `parallel.sharding`, the cache by rows over replica
+        and fsdp and by key/value heads over tensor. None = the default device.
     """
 
     def __init__(
@@ -62,9 +68,12 @@ class Engine:
         chunk: int = 32,
         max_batch: int = 32,
         grammar: Literal["strict", "reference"] = "strict",
+        cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
         self.vocabulary = model.vocabulary
-        self._params, self._config = model.params, model.config
+        self._place = Placement(model.config, mesh, cache_dtype)
+        self._params, self._config = self._place.params(model.params), model.config
         self._grammar = {"strict": Grammar, "reference": ReferenceGrammar}[grammar](model.vocabulary)
         self._text_codec, self._speech_codec = text_codec, speech_codec
         self._chunk, self._max_batch = chunk, max_batch
@@ -170,7 +179,10 @@ class Engine:
                         session.put(number, rows)
 
     def _pool(self, seats: int, *, keep: bool = False, left: Rows | None = None) -> Pool:
-        return Pool(self._params, self._config, self._grammar, chunk=self._chunk, seats=seats, keep=keep, left=left)
+        return Pool(
+            self._params, self._config, self._grammar, self._place,
+            chunk=self._chunk, seats=seats, keep=keep, left=left,
+        )  # fmt: skip
 
     @staticmethod
     def _run(pool: Pool, feed: _Feed) -> Generator[tuple[list[Result], list[Progress]]]:

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from aromni_jax.config import ModelConfig
-from aromni_jax.decoding.grammar import Grammar, Limits, State
-from aromni_jax.decoding.loop import Carry, Inputs, decode, grow, join, pick, prefill
+from aromni_jax.decoding.grammar import Grammar, State
+from aromni_jax.decoding.loop import Carry, Inputs, decode, grow, join, prefill, repack, vacant
+from aromni_jax.decoding.placement import Placement
 from aromni_jax.decoding.row import Row
 from aromni_jax.decoding.seats import Seats, limits
 from aromni_jax.decoding.session import SMALLEST_CACHE, SMALLEST_PROMPT, Rows, begin, power_of_two
@@ -76,15 +77,16 @@ class Pool:
         params: Params,
         config: ModelConfig,
         grammar: Grammar,
+        place: Placement,
         *,
         chunk: int,
         seats: int,
         keep: bool = False,
         left: Rows | None = None,
     ) -> None:
-        self._params, self._config, self._grammar = params, config, grammar
+        self._params, self._config, self._grammar, self._place = params, config, grammar, place
         self._chunk, self._most, self._keep, self._left = chunk, seats, keep, left
-        self._seats = Seats(power_of_two(seats))
+        self._seats = Seats(seats, place.bucket)
         self._carry: Carry | None = None
         self._inputs: Inputs | None = None  # None: to be made anew, as somebody came or left
         self._used = 0  # slots written, at most: those of chunks on their way may be fewer
@@ -102,7 +104,8 @@ class Pool:
             if arrived is None:
                 return
             waiting += arrived
-            sent = self._advance(waiting)
+            with self._place.active():
+                sent = self._advance(waiting)
             if self._pending and (len(self._pending) > 1 or not sent):
                 progress += self._read()
             yield progress
@@ -128,7 +131,7 @@ class Pool:
         if not waiting and not self._working():
             return False
         vacant = not self._seats.taken
-        slots = max((_bucket(row.prompts) for row in waiting), default=0)
+        slots = _bucket(waiting) if waiting else 0
         more = sum(len(row.side) for row in waiting) - self._seats.sides.count(None)
         room = self._carry is not None and self._reach(slots) <= self._carry.cache.length and more <= 0
         if self._pending and (vacant or not room):
@@ -191,7 +194,7 @@ class Pool:
         seats.add_sides(sum(len(row.side) for row in rows) - seats.sides.count(None))
         seats.take(rows)
         prompts = seats.prompts()
-        beginning = begin(self._left, prompts, self._config, self._chunk)
+        beginning = begin(self._left, prompts, self._place.new_cache, self._chunk)
         self._left = None
         for row, reused in zip(rows, beginning.keep_r.tolist(), strict=False):
             row.begin(reused)
@@ -202,27 +205,34 @@ class Pool:
     def _seat(self, rows: Sequence[Row]) -> None:
         """Read the prompts of newcomers beside the rows that go on, and copy them to free rows."""
         for group in _groups(rows):
-            places, prompts = self._seats.take(group), _prompts(group)
+            mains, sides = self._seats.take(group)
             for row in group:
                 row.begin()
-            slots = _bucket(prompts)
-            cache = KVCache.create(self._config, len(prompts), slots)
-            new = self._prefill(group, prompts, cache, np.zeros(len(prompts), np.int32), slots)
+            # Filled up to rows that a mesh can split.
+            side = [prompt for row in group for _, prompt in row.side]
+            seats = [*group, *[None] * (self._place.bucket(len(group)) - len(group))]
+            prompts = [row.prompt if row else [] for row in seats]
+            prompts += side + [[]] * (self._place.bucket(len(side)) - len(side) if side else 0)
+            slots = _bucket(group)
+            cache = self._place.new_cache(len(prompts), slots)
+            new = self._prefill(seats, prompts, cache, np.zeros(len(prompts), np.int32), slots)
             # The index may be moved forward: chunks on their way then no longer give slots back.
             self._used = max(self._used, slots)
             for chunk in self._pending:
                 chunk.firm = True
             carry, self._carry, self._inputs = self._carry, None, None
-            self._carry = join(carry, new, jnp.asarray(places, jnp.int32), jnp.asarray(self._used, jnp.int32))
-            for place, prompt in zip(places, prompts, strict=True):
-                self._seats.held[place], self._seats.prompt_slots[place] = prompt, slots
+            places = (jnp.asarray(places, jnp.int32) for places in (mains, sides))
+            self._carry = join(carry, new, *places, jnp.asarray(self._used, jnp.int32))
+            for at, prompt in zip([*mains, *sides], [*(row.prompt for row in group), *side], strict=True):
+                self._seats.held[at], self._seats.prompt_slots[at] = prompt, slots
 
     def _make_room(self, slots: int, more: int) -> None:
         """Lay the cache out for newcomers of `slots`, `more` side rows and one more chunk; no chunk is on its way."""
         seats, old = self._seats, len(self._seats.held)
         seats.add_sides(more)
         if self._carry is None:
-            self._carry = self._vacant(power_of_two(self._reach(slots)))
+            cache = self._place.new_cache(len(seats.held), max(power_of_two(self._reach(slots)), SMALLEST_CACHE))
+            self._carry = vacant(cache, batch=len(seats.rows), config=self._config, grammar=self._grammar)
             return
         cache, longest = self._carry.cache, max(map(len, seats.held))
         if len(seats.held) == old and 4 * (self._used - longest) < cache.length:
@@ -233,24 +243,8 @@ class Pool:
         length = max(power_of_two(max(self._reach(slots), longest + longest // 2)), SMALLEST_CACHE)
         source_r = jnp.asarray([r if r < old else 0 for r in range(len(seats.held))], jnp.int32)
         keep_r = jnp.asarray([len(tokens) for tokens in seats.held], jnp.int32)
-        self._carry = dataclasses.replace(
-            self._carry,
-            cache=pick(cache, source_r, keep_r, length=length),
-            hidden_rd=self._carry.hidden_rd[source_r],
-        )
+        self._carry = repack(self._carry, source_r, keep_r, length=length)
         seats.prompt_slots, self._inputs = [len(prompt) for prompt in seats.prompts()], None
-
-    def _vacant(self, length: int) -> Carry:
-        """Rows of nobody."""
-        batch, rows = len(self._seats.rows), len(self._seats.held)
-        idle_b = jnp.ones(batch, bool)
-        return Carry(
-            cache=KVCache.create(self._config, rows, max(length, SMALLEST_CACHE)),
-            hidden_rd=jnp.zeros((rows, self._config.dim), self._config.compute_dtype),
-            # Copies: `start` may use one array twice, which cannot be donated.
-            grammar=jax.tree.map(jnp.copy, self._grammar.start(self._grammar.rules([Limits(1)] * batch), idle_b)),
-            seen_bv=jnp.zeros((batch, self._grammar.vocabulary.size), bool),
-        )
 
     def _prefill(
         self,
@@ -276,14 +270,9 @@ class Pool:
         )  # fmt: skip
 
 
-def _bucket(prompts: Sequence[Sequence[int]]) -> int:
-    """Slots in which all the prompts are read."""
-    return max(power_of_two(max(map(len, prompts))), SMALLEST_PROMPT)
-
-
-def _prompts(rows: Sequence[Row]) -> list[list[int]]:
-    """Of the main rows, then of the side rows."""
-    return [row.prompt for row in rows] + [prompt for row in rows for _, prompt in row.side]
+def _bucket(rows: Sequence[Row]) -> int:
+    """Slots in which the prompts of all of them are read, and those of their side rows."""
+    return max(power_of_two(max(row.longest_prompt for row in rows)), SMALLEST_PROMPT)
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -293,7 +282,7 @@ def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
         if row.side:
             yield [row]
         else:
-            by_slots.setdefault(_bucket([row.prompt]), []).append(row)
+            by_slots.setdefault(_bucket([row]), []).append(row)
     for alike in by_slots.values():
         while alike:
             count = min(_TOGETHER, 1 << (len(alike).bit_length() - 1))

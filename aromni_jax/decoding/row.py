@@ -47,9 +47,9 @@ class Row:
         self._first_audio: float | None = None
 
     @property
-    def prompts(self) -> list[list[int]]:
-        """Its own, then those of its side rows."""
-        return [self.prompt, *(prompt for _, prompt in self.side)]
+    def longest_prompt(self) -> int:
+        """Tokens of its own prompt, or of a side row's that is longer."""
+        return max(len(self.prompt), *(len(prompt) for _, prompt in self.side), 0)
 
     @property
     def emitted(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,6 @@ from aromni_jax.decoding.grammar import Grammar, Limits
 from aromni_jax.decoding.loop import Inputs
 from aromni_jax.decoding.row import Row
 from aromni_jax.decoding.sampling import Policies, row_keys
-from aromni_jax.decoding.session import power_of_two
 from aromni_jax.vocabulary import JointVocabulary
 
 
@@ -32,13 +31,18 @@ _NOBODY = Side(0, guide.Reads.NOTHING, [])
 class Seats:
     """B main rows, then S side rows; None where nobody sits.
 
+    Args:
+      seats: requests at once, at most.
+      bucket: rows needed -> rows to decode with, which B and S are of.
+
     Attributes:
       rows: B; sides: S, 0 at first.
       held: the tokens that each of the B + S rows of the cache holds.
       prompt_slots: see `Inputs`.
     """
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, seats: int, bucket: Callable[[int], int]) -> None:
+        batch, self._bucket = bucket(seats), bucket
         self.rows: list[Row | None] = [None] * batch
         self.sides: list[Side | None] = []
         self.held: list[list[int]] = [[] for _ in range(batch)]
@@ -52,21 +56,22 @@ class Seats:
     def add_sides(self, more: int) -> None:
         """At least `more` further side rows."""
         if more > 0:
-            added = power_of_two(len(self.sides) + more) - len(self.sides)
+            added = self._bucket(len(self.sides) + more) - len(self.sides)
             self.sides += [None] * added
             self.held += [[] for _ in range(added)]
             self.prompt_slots += [0] * added
 
-    def take(self, rows: Sequence[Row]) -> list[int]:
-        """Seat `rows`; returns their rows of the cache, the main rows first. There must be places."""
-        mains, sides = [], []
+    def take(self, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+        """Seat `rows`; returns their rows of the cache, main rows and side rows. There must be places."""
+        mains: list[int] = []
+        sides: list[int] = []
         for row in rows:
             mains.append(self.rows.index(None))
             self.rows[mains[-1]] = row
             for reads, prompt in row.side:
                 sides.append(self.sides.index(None))
                 self.sides[sides[-1]] = Side(mains[-1], reads, prompt)
-        return mains + [len(self.rows) + s for s in sides]
+        return mains, [len(self.rows) + s for s in sides]
 
     def release(self, row: Row, *, forget: bool) -> None:
         """The row has left; `forget` what its rows hold."""

@@ -186,15 +186,15 @@ class KVCache:
 
         They stand at the slots they had. `index` is the new write index: not below either cache's own.
         """
-        of_r = jnp.asarray(of_r)
+        rows_of_r = jnp.asarray(of_r)
 
         def place(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[rows_r, :, : other.length].set(new[of_r].astype(old.dtype))
+            return old.at[rows_r, :, : other.length].set(new[rows_of_r].astype(old.dtype))
 
         return KVCache(
             layers=jax.tree.map(place, self.layers, other.layers),
-            segments_bt=self.segments_bt.at[rows_r].set(_longer(other.segments_bt[of_r], self.length, 1)),
-            positions_b=self.positions_b.at[rows_r].set(other.positions_b[of_r]),
+            segments_bt=self.segments_bt.at[rows_r].set(_longer(other.segments_bt[rows_of_r], self.length, 1)),
+            positions_b=self.positions_b.at[rows_r].set(other.positions_b[rows_of_r]),
             index=index.astype(self.index.dtype),
         ).split()
 

@@ -69,7 +69,7 @@ def carries(monkeypatch):
         return after, told
 
     inner = loop_module.decode
-    monkeypatch.setattr("aromni_jax.decoding.engine.decode", spy)
+    monkeypatch.setattr("aromni_jax.decoding.pool.decode", spy)
     return seen
 
 

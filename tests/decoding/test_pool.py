@@ -19,8 +19,10 @@ from aromni_jax.decoding import (
 )
 from aromni_jax.decoding import loop as loop_module
 from aromni_jax.decoding import pool as pool_module
+from aromni_jax.decoding.seats import Seats
+from aromni_jax.decoding.session import power_of_two
 from aromni_jax.errors import UserError
-from aromni_jax.model import init_params
+from aromni_jax.model import KVCache, init_params, split_layers
 from aromni_jax.vocabulary import JointVocabulary
 
 V = JointVocabulary.compact(text_pieces=64, image_codes=6, image_tokens=4, speech_codes=7)
@@ -29,7 +31,7 @@ CONFIG = ModelConfig(
 )
 PICTURE = [V.boi, *V.image_ids([0, 1, 2, 3]).tolist(), V.eoi]
 SAMPLED = dict.fromkeys(State, Policy(temperature=1.3, top_p=0.95, repetition_penalty=1.2))
-PROGRAMS = ("prefill", "decode", "join", "pick", "grow")
+PROGRAMS = ("prefill", "decode", "join", "repack", "grow", "vacant", "empty")
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +163,9 @@ def test_guided_rows_may_be_cancelled(model, alone, kind):
 def test_first_come_first_served(model, monkeypatch):
     """Also a request of three rows of the cache among short ones; and a long one does not keep others waiting."""
     order = []
-    inner = pool_module.Seats.take
+    inner = Seats.take
     monkeypatch.setattr(
-        pool_module.Seats, "take", lambda self, rows: order.extend(row.request.id for row in rows) or inner(self, rows)
+        Seats, "take", lambda self, rows: order.extend(row.request.id for row in rows) or inner(self, rows)
     )
     requests = [request(0), *(request(n) for n in (1, 3, 5, 6, 8, 12, 10, 15))]
     ends = serve(Engine(model, chunk=8, max_batch=2), requests, at_events=[0] * len(requests))
@@ -226,10 +228,10 @@ def test_the_next_chunk_is_asked_for_before_the_last_is_read(model, monkeypatch)
 
 def test_a_chunk_of_rows_that_are_done_takes_no_step(model):
     grammar = Grammar(V)
-    pool = pool_module.Pool(model.params, CONFIG, grammar, chunk=8, seats=2)
-    carry = pool._vacant(128)
-    inputs = pool_module.Seats(2).inputs(grammar)
-    after, told = loop_module.decode(model.params, carry, inputs, config=CONFIG, grammar=grammar, steps=8, guided=False)
+    carry = loop_module.vacant(KVCache.create(CONFIG, 2, 128), batch=2, config=CONFIG, grammar=grammar)
+    inputs = Seats(2, power_of_two).inputs(grammar)
+    params = split_layers(model.params)
+    after, told = loop_module.decode(params, carry, inputs, config=CONFIG, grammar=grammar, steps=8, guided=False)
     assert int(after.cache.index) == 0 and (np.asarray(told)[1:] == State.DONE).all()
     assert (np.asarray(told)[0] == V.pad).all()
 
