@@ -157,6 +157,8 @@ class Engine:
             raise UserError(f"{where}: the prompt has {prompt.size} tokens, the context only {context}; shorten it")
         if not 0 <= request.seed < 2**32:
             raise UserError(f"{where}: seed {request.seed} is outside 0..{2**32 - 1}")
+        if request.guidance is not None:
+            request.guidance.check(self.vocabulary, context, where)
         limits = Limits(min(request.max_new_tokens, room), request.allowed, request.first, request.max_spans)
         self._grammar.check(limits, where if request.max_new_tokens <= room else f"{where} (context {context})")
         return limits
@@ -214,7 +216,7 @@ class Engine:
             self.vocabulary,
             prompts,
             [request.guidance for request in requests],
-            [State.IMAGE in row.limits.allowed for row in rows],
+            [self._grammar.most_pictures(row.limits) for row in rows],
         )
         batch = self._place.bucket(len(rows))
         idle = batch - len(rows)
