@@ -20,7 +20,7 @@ from aromni_jax.decoding import guidance as guide
 from aromni_jax.decoding.loop import Inputs, decode, prefill
 from aromni_jax.decoding.placement import Placement
 from aromni_jax.decoding.sampling import Policies, row_keys
-from aromni_jax.model import KVCache, abstract_params, flatten, parameter_table
+from aromni_jax.model import KVCache, abstract_params, parameter_table
 from aromni_jax.parallel import DEFAULT_RULES, make_mesh, param_shardings
 from aromni_jax.vocabulary import JointVocabulary
 
@@ -134,7 +134,7 @@ def _arguments(
     config: ModelConfig, vocabulary: JointVocabulary, mesh: Mesh, shape: Shape
 ) -> tuple[Any, KVCache, list[Any]]:
     """What `prefill` takes, without memory: parameters, cache, and the others in order."""
-    params = _placed(abstract_params(config), param_shardings(parameter_table(config), mesh))
+    params = _split_layers(_placed(abstract_params(config), param_shardings(parameter_table(config), mesh)))
     empty = jax.eval_shape(lambda: KVCache.create(config, shape.batch, shape.length, shape.cache_dtype))
 
     def split(array: Any, *axes: str | None) -> Any:
@@ -180,14 +180,22 @@ def _placed(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(place, tree, shardings)
 
 
+def _split_layers(params: Any) -> Any:
+    """What `model.split_layers` makes of parameters, without memory."""
+
+    def one(array: Any) -> Any:
+        sharding = NamedSharding(array.sharding.mesh, PartitionSpec(*array.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(array.shape[1:], array.dtype, sharding=sharding)
+
+    layers = params["layers"]
+    return {**params, "layers": (jax.tree.map(one, layers),) * jax.tree.leaves(layers)[0].shape[0]}
+
+
 def _floor(params: Any, cache: KVCache) -> dict[str, float]:
     """Bytes per chip that every step has to read: all weights but the embedding table, and the whole cache."""
 
     def size(array: Any) -> float:
         return math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
 
-    weights = {path: size(array) for path, array in flatten(params).items()}
-    return {
-        "weights": sum(weights.values()) - weights["embedder/embedding"],
-        "cache": sum(map(size, cache.stored.values())),
-    }
+    weights = sum(map(size, jax.tree.leaves({**params, "embedder": None})))
+    return {"weights": weights, "cache": sum(map(size, jax.tree.leaves(cache.layers)))}

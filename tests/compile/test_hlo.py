@@ -24,15 +24,15 @@ TEXT = """HloModule hand, is_scheduled=true
 }
 
 %body (state: (s32[], bf16[5,64,4], s8[8,16])) -> (s32[], bf16[5,64,4], s8[8,16]) {
-  %state = (s32[]{:T(128)}, bf16[5,64,4]{2,1,0:T(8,128)(2,1)}, s8[8,16]{1,0}) parameter(0)
+  %state = (s32[]{:T(128)}, bf16[5,64,4]{2,1,0:T(8,128)}, s8[8,16]{1,0}) parameter(0)
   %number = s32[] get-tuple-element(%state), index=0
-  %stack = bf16[5,64,4]{2,1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %stack = bf16[5,64,4]{2,1,0:T(8,128)} get-tuple-element(%state), index=1
   %cache = s8[8,16]{1,0} get-tuple-element(%state), index=2
-  %weights = bf16[64,4]{1,0:T(8,128)(2,1)S(1)} fusion(%stack, %number), calls=%sliced, backend_config={"estimated_cycles":"7"}
+  %weights = bf16[64,4]{1,0:T(8,128)S(1)} fusion(%stack, %number), calls=%sliced, x={"estimated_cycles":"7"}
   %row = s8[1,16]{1,0} fusion(%weights), calls=%nothing, backend_config={"estimated_cycles":"3"}
   %written = s8[8,16]{1,0} fusion(%cache, %row, %number), calls=%updated
   %step = s32[] constant(1)
-  ROOT %after = (s32[]{:T(128)}, bf16[5,64,4]{2,1,0:T(8,128)(2,1)}, s8[8,16]{1,0}) tuple(%step, %stack, %written)
+  ROOT %after = (s32[]{:T(128)}, bf16[5,64,4]{2,1,0:T(8,128)}, s8[8,16]{1,0}) tuple(%step, %stack, %written)
 }
 
 %nothing (param_0.2: bf16[64,4]) -> s8[1,16] {
