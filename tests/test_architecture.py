@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "prepare": {"codecs", "data", "tasks", "worlds", "store"},
     "training": {"model", "losses", "parallel", "data", "codecs", "convert", "store", "signals"},
     "decoding": {"model", "parallel"},
+    "compile": {"decoding", "model", "parallel"},
     "convert": {"model", "codecs", "parallel", "store", "signals", "tensorfile", "torchfile"},
     "tasks": {"codecs", "decoding", "convert", "store"},
     "evaluation": {"tasks", "codecs", "worlds", "store", "data", "decoding"},

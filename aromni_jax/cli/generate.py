@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_sampling_arguments(parser)
     parser.add_argument("--instruction", help="in place of the template's own")
+    parser.add_argument("--negative", metavar="TEXT", help="t2i with --guidance-text: what the picture is to be unlike")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +53,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="numbers", help="model of any format, or a shipped one: numbers or things")
     parser.add_argument("--world", help="folder or name of the codecs, where the model does not say")
     parser.add_argument("--template", help="prompt template, where the model does not say: aromni or brief")
+    parser.add_argument(
+        "--cache-dtype",
+        choices=("float32", "bfloat16", "int8"),
+        help="of the key/value cache (default: as the model computes); int8 needs least memory, at a small error",
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +76,7 @@ def load_assistant(args: argparse.Namespace) -> Assistant:
     """The model of `add_model_arguments`."""
     from aromni_jax.tasks import Assistant
 
-    return Assistant.load(args.model, world=args.world, template=args.template)
+    return Assistant.load(args.model, world=args.world, template=args.template, cache_dtype=args.cache_dtype)
 
 
 def read_options(args: argparse.Namespace, task: str) -> Options:
@@ -105,11 +111,14 @@ def run(args: argparse.Namespace) -> int:
 
     from aromni_jax.prepare.media import progress_bar
     from aromni_jax.tasks.batch import RESULT, Job, generate_into, read_items
+    from aromni_jax.tasks.requests import tell_negative
 
     task, kind = TASKS[args.task]
     items = read_items(args.input, kind)
     assistant = load_assistant(args)
-    job = Job(task, kind, read_options(args, task), args.instruction)
+    options = dataclasses.replace(read_options(args, task), negative=args.negative)
+    options = tell_negative(task, options, assistant.prompts, args.instruction)
+    job = Job(task, kind, options, args.instruction)
     good = before = 0
     with progress_bar(len(items), args.task, shown=len(items) > 1) as bar:
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "chat": "talk to a model in text, speech and pictures",
     "codec": "pictures and sound files to codes and back, with figures or a page of what is lost",
     "convert": "a checkpoint of any format to any other: this project's, Hugging Face's, Meta's",
+    "compile": "ahead of time for TPUs that are not there: memory per chip, bytes moved, fit or no fit",
     "inspect": "look at a checkpoint, a record file or a token stream",
 }
 

@@ -74,7 +74,7 @@ class Engine:
         self.vocabulary = model.vocabulary
         self._place = Placement(model.config, mesh, cache_dtype)
         self._params, self._config = self._place.params(model.params), model.config
-        self._grammar = {"strict": Grammar, "reference": ReferenceGrammar}[grammar](model.vocabulary)
+        self.grammar = {"strict": Grammar, "reference": ReferenceGrammar}[grammar](model.vocabulary)
         self._text_codec, self._speech_codec = text_codec, speech_codec
         self._chunk, self._max_batch = chunk, max_batch
 
@@ -180,7 +180,7 @@ class Engine:
 
     def _pool(self, seats: int, *, keep: bool = False, left: Rows | None = None) -> Pool:
         return Pool(
-            self._params, self._config, self._grammar, self._place,
+            self._params, self._config, self.grammar, self._place,
             chunk=self._chunk, seats=seats, keep=keep, left=left,
         )  # fmt: skip
 
@@ -214,8 +214,10 @@ class Engine:
             raise UserError(f"{where}: the prompt has {prompt.size} tokens, the context only {context}; shorten it")
         if not 0 <= request.seed < 2**32:
             raise UserError(f"{where}: seed {request.seed} is outside 0..{2**32 - 1}")
+        if request.guidance is not None:
+            request.guidance.check(self.vocabulary, context, where)
         limits = Limits(min(request.max_new_tokens, room), request.allowed, request.first, request.max_spans)
-        self._grammar.check(limits, where if request.max_new_tokens <= room else f"{where} (context {context})")
+        self.grammar.check(limits, where if request.max_new_tokens <= room else f"{where} (context {context})")
         return limits
 
 
@@ -246,7 +248,7 @@ class _Feed:
         try:
             if not arrival.cancelled:
                 limits = self._engine.limits(request, number)
-                return Row(number, request, limits, self._engine.vocabulary, arrival.since)
+                return Row(number, request, limits, self._engine.grammar, arrival.since)
             self.over.append(never_began(request, "cancelled", arrival.since))
         except UserError as error:
             self.over.append(never_began(request, "refused", arrival.since, str(error)))

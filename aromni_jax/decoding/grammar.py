@@ -112,6 +112,11 @@ class Grammar:
         codes = {State.SPEECH: 1, State.IMAGE: self.vocabulary.image_tokens}.get(state, 0)
         return {State.TEXT: 1, State.DONE: 0}.get(state, codes + 2)
 
+    def most_pictures(self, limits: Limits) -> int:
+        """Pictures that a row can draw."""
+        room = max(1, limits.max_new_tokens // (self.vocabulary.image_tokens + 2))
+        return min(limits.max_spans, room) if State.IMAGE in limits.allowed else 0
+
     def check(self, limits: Limits, where: str) -> None:
         """`UserError`, prefixed by `where`, if no output could meet the limits."""
         if limits.first is not None and limits.first not in limits.allowed:

@@ -2,10 +2,12 @@
 
     L = u + s_image * (i - u) + s_text * (f - i)
 
-f sees the whole prompt, i only bos and the pictures of it, u only bos. i and u are extra rows ("side rows") of the
+f sees the whole prompt, i only bos and the pictures of it, u only bos, or a negative prompt: what the picture is to be
+unlike. A prompt without pictures shows i what u sees. i and u are extra rows ("side rows") of the
 same batch that read what their main row emits, as far as it belongs to them: i reads pictures, u reads the picture
 being drawn. A side row is made only where its coefficient is not zero and it differs from a row already there: a
-prompt without pictures has i = u, so it costs one side row; scales of 1 and 1 cost none.
+prompt without pictures has i = u until the first picture is drawn, so one picture costs one side row; scales of 1 and 1
+cost none.
 """
 
 from __future__ import annotations
@@ -21,19 +23,46 @@ import numpy as np
 from aromni_jax.decoding.grammar import State, within
 from aromni_jax.errors import UserError
 from aromni_jax.model import KVCache
-from aromni_jax.vocabulary import JointVocabulary
+from aromni_jax.vocabulary import JointVocabulary, Modality
 
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """Scales of one request. The reference draws with text 3.07 and image 1.15 or 1.32 (SPEC 6.1)."""
+    """How one request is guided.
+
+    Attributes:
+      text, image: scales. The reference draws with text 3.07 and image 1.15 or 1.32 (SPEC 6.1).
+      negative: token ids, bos first, in place of the bos that u sees.
+    """
 
     text: float = 3.07
     image: float = 1.15
+    negative: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.text) and np.isfinite(self.image)):
             raise UserError(f"guidance: scales must be finite, got text {self.text} and image {self.image}")
+
+    def check(self, vocabulary: JointVocabulary, context: int, where: str) -> None:
+        """`UserError`, prefixed by `where`, if the negative prompt cannot be read in a model of `context` positions."""
+        if self.negative is None:
+            return
+        where = f"{where}: negative prompt"
+        ids = np.asarray(self.negative)
+        if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+            raise UserError(f"{where}: must be a list of token ids, at least one")
+        vocabulary.check(ids, where)
+        kinds = vocabulary.modality(ids)
+        unknown = np.flatnonzero((kinds == Modality.MARKER) & ~np.isin(ids, list(vocabulary.markers.values())))
+        if unknown.size:
+            at = int(unknown[0])
+            raise UserError(f"{where}: id {ids[at]} at position {at} is no text, image or speech, and no marker")
+        picture = vocabulary.image_tokens + 1  # with its boi
+        if ids.size + picture > context:
+            raise UserError(
+                f"{where}: {ids.size} tokens and the {picture} of a picture are more than the context of {context}; "
+                "shorten it"
+            )
 
 
 class Reads(enum.IntEnum):
@@ -71,9 +100,12 @@ def plan(
     vocabulary: JointVocabulary,
     prompts: Sequence[Sequence[int]],
     guidance: Sequence[Guidance | None],
-    may_draw: Sequence[bool],
+    may_draw: Sequence[int],
 ) -> tuple[list[tuple[int, Reads, list[int]]], np.ndarray, np.ndarray]:
     """Side rows of a batch.
+
+    Args:
+      may_draw: pictures that each request may draw at most.
 
     Returns:
       side rows as (main row, what it reads, prompt), in order;
@@ -88,9 +120,11 @@ def plan(
         if scales is None or not may_draw[b]:
             continue
         pictures = [token for token in prompt if token in v.image or token in (v.bos, v.boi, v.eoi)]
-        plain = [v.bos]
+        plain = [v.bos] if scales.negative is None else list(scales.negative)
+        if pictures == [v.bos]:
+            pictures = plain
         full, image, none = scales.text, scales.image - scales.text, 1 - scales.image
-        if pictures == plain:
+        if pictures == plain and may_draw[b] == 1:
             image, none = 0.0, image + none
         weights[b] = full, image, none
         if image:

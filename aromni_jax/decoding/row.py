@@ -7,9 +7,8 @@ import time
 import numpy as np
 
 from aromni_jax.decoding import guidance as guide
-from aromni_jax.decoding.grammar import Limits, State
+from aromni_jax.decoding.grammar import Grammar, Limits, State
 from aromni_jax.decoding.request import Finish, Request, Result, Usage
-from aromni_jax.vocabulary import JointVocabulary
 
 
 class Row:
@@ -27,13 +26,12 @@ class Row:
       finish: why it is over; None while it is not.
     """
 
-    def __init__(
-        self, number: int, request: Request, limits: Limits, vocabulary: JointVocabulary, since: float
-    ) -> None:
+    def __init__(self, number: int, request: Request, limits: Limits, grammar: Grammar, since: float) -> None:
         self.number, self.request, self.limits = number, request, limits
         self.prompt = list(request.prompt_tokens)
-        may_draw = State.IMAGE in limits.allowed
-        side, branches_b2, weights_b3 = guide.plan(vocabulary, [self.prompt], [request.guidance], [may_draw])
+        side, branches_b2, weights_b3 = guide.plan(
+            grammar.vocabulary, [self.prompt], [request.guidance], [grammar.most_pictures(limits)]
+        )
         self.side = [(reads, prompt) for _, reads, prompt in side]
         self.branches_2, self.weights_3 = branches_b2[0].tolist(), weights_b3[0]
         self.ahead = 0

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ from aromni_jax.tasks.answers import Media, Reply, read_answer, to_media
 from aromni_jax.tasks.dialog import Turn, TurnDone, plan_turn
 from aromni_jax.tasks.parts import Image, Part, Speech, Text
 from aromni_jax.tasks.prompts import PromptBuilder
-from aromni_jax.tasks.requests import Options, make_request, task_options
+from aromni_jax.tasks.requests import Options, make_request, task_options, tell_negative
 from aromni_jax.tasks.templates import Template
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Assistant:
         sizes are not the vocabulary's. Pictures or speech cannot be used without their codec.
       template: name or template of the prompts.
       max_batch: items decoded at once.
+      cache_dtype: of keys and values, see `Engine`.
     """
 
     def __init__(
@@ -49,16 +50,25 @@ class Assistant:
         speech_codec: SpeechCodec | None,
         template: Template | str,
         max_batch: int = 32,
+        cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None,
     ) -> None:
         self.vocabulary, self.max_batch, self._params = model.vocabulary, max_batch, model.params
         self.text_codec, self.image_codec, self.speech_codec = text_codec, image_codec, speech_codec
         self._check_codecs()
         self.prompts = PromptBuilder(model.vocabulary, text_codec, template)
-        self.engine = Engine(model, text_codec=text_codec, speech_codec=speech_codec, max_batch=max_batch)
+        self.engine = Engine(
+            model, text_codec=text_codec, speech_codec=speech_codec, max_batch=max_batch, cache_dtype=cache_dtype
+        )
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, world: str | None = None, template: str | None = None, max_batch: int = 32
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        world: str | None = None,
+        template: str | None = None,
+        max_batch: int = 32,
+        cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None,
     ) -> Assistant:
         """From a model folder, run folder or checkpoint; "numbers" and "things" are shipped with the package.
 
@@ -93,6 +103,7 @@ class Assistant:
             speech_codec=speech,
             template=template,
             max_batch=max_batch,
+            cache_dtype=cache_dtype,
         )
 
     @functools.cached_property
@@ -147,6 +158,7 @@ class Assistant:
         Item n draws with the seed of the options + n, or + `numbers[n]`.
         """
         prompts = [self.prompts.prompt(task, parts, instruction) for parts in inputs]
+        options = tell_negative(task, options or task_options(task), self.prompts, instruction)
         results = self._generate(task, prompts, options, numbers)
         return [self._reply(ids, result) for ids, result in zip(prompts, results, strict=True)]
 
@@ -254,10 +266,10 @@ class Assistant:
         self,
         task: str,
         prompts: Sequence[Sequence[int]],
-        options: Options | None,
+        options: Options,
         numbers: Sequence[int] | None = None,
     ) -> list[Result]:
-        options, numbers = options or task_options(task), numbers or range(len(prompts))
+        numbers = numbers or range(len(prompts))
         return self.engine.generate(
             [make_request(task, ids, self.vocabulary, options, n) for n, ids in zip(numbers, prompts, strict=True)]
         )

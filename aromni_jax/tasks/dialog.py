@@ -10,7 +10,7 @@ from aromni_jax.errors import UserError
 from aromni_jax.tasks.answers import Dropped, Reply
 from aromni_jax.tasks.parts import Part
 from aromni_jax.tasks.prompts import PromptBuilder
-from aromni_jax.tasks.requests import Options, make_request
+from aromni_jax.tasks.requests import Options, make_request, tell_negative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ def plan_turn(
     """
     if options.history not in ("refuse", "drop_oldest"):
         raise UserError(f"history policy {options.history!r}: use 'refuse' or 'drop_oldest'")
+    options = tell_negative("chat", options, prompts, append_text)
     kept, turns = list(history), 0
     while True:
         prompt = prompts.chat_prompt(kept, parts, append_text)

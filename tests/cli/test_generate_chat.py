@@ -274,3 +274,13 @@ def test_the_terminal_ends_with_its_input(files, tmp_path, monkeypatch):
 
     monkeypatch.setattr("builtins.input", closed)
     assert chat(files, tmp_path) == 0
+
+
+def test_negative_prompts_need_guidance_and_a_picture(files, tmp_path, capsys):
+    words = ["--input", "one two", "--negative", "nine", "--out", str(tmp_path)]
+    assert generate(files, "t2i", *words, "--guidance-text", "2", "--cache-dtype", "int8") == 0
+    assert generate(files, "t2i", *words) == 1
+    assert generate(files, "tts", *words, "--guidance-text", "2") == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("aromni: a negative prompt needs guidance")
+    assert second == "aromni: text_to_speech: takes no negative prompt; only text_to_image does"

@@ -107,10 +107,11 @@ def plain_greedy(model, request):
         tokens = [*request.prompt_tokens, *out]
         scores = plain_logits(model, tokens)
         if state.state_b[0] == State.IMAGE and request.guidance is not None:
-            pictures = [token for token in tokens if token in V.image or token in (V.bos, V.boi, V.eoi)]
+            pictures = [token for token in tokens if token in V.image or token in (V.boi, V.eoi)]
             since = len(tokens) - tokens[::-1].index(V.boi)
-            i = plain_logits(model, pictures)
-            u = plain_logits(model, [V.bos, V.boi, *tokens[since:]])
+            negative = request.guidance.negative or [V.bos]
+            i = plain_logits(model, [*([V.bos] if V.boi in request.prompt_tokens else negative), *pictures])
+            u = plain_logits(model, [*negative, V.boi, *tokens[since:]])
             scores = u + request.guidance.image * (i - u) + request.guidance.text * (scores - i)
         allowed = np.asarray(GRAMMAR.allowed(state, limits))[0]
         token = int(np.argmax(np.where(allowed, scores, -np.inf)))
@@ -140,7 +141,7 @@ def test_guidance_changes_the_picture_and_costs_rows_only_where_used(model, monk
     # Another eps makes this a new program, which is traced here whatever ran before.
     model = types.SimpleNamespace(**{**vars(model), "config": dataclasses.replace(CONFIG, norm_eps=2e-5)})
     plain, two, three = (
-        Request(prompt_tokens=prompt(3, 5, image), max_new_tokens=30, first=State.IMAGE, guidance=guidance)
+        Request(prompt_tokens=prompt(3, 5, image), max_new_tokens=30, first=State.IMAGE, guidance=guidance, max_spans=1)
         for image, guidance in ((False, None), (False, Guidance(3.0, 1.5)), (True, Guidance(3.0, 1.5)))
     )
     engine = Engine(model)
@@ -149,16 +150,14 @@ def test_guidance_changes_the_picture_and_costs_rows_only_where_used(model, monk
     assert unguided.tokens.tolist() != guided.tokens.tolist()
     engine.generate([plain, three])
     assert rows[4:] == [4, 4]
-    same = engine.generate(
-        [Request(prompt_tokens=two.prompt_tokens, max_new_tokens=30, first=State.IMAGE, guidance=Guidance(1.0, 1.0))]
-    )
+    same = engine.generate([dataclasses.replace(two, guidance=Guidance(1.0, 1.0))])
     assert same[0].tokens.tolist() == unguided.tokens.tolist()
 
 
 def test_second_picture_of_an_answer_forgets_the_first(model):
     """The unconditional row starts over at every boi; the image row keeps earlier pictures."""
     request = Request(
-        prompt_tokens=prompt(8, 4), max_new_tokens=60, first=State.IMAGE, allowed=frozenset({State.IMAGE}),
+        prompt_tokens=prompt(0, 4), max_new_tokens=60, first=State.IMAGE, allowed=frozenset({State.IMAGE}),
         guidance=Guidance(3.0, 1.5),
     )  # fmt: skip
     head = model.params["head"]["kernel"]
@@ -171,6 +170,41 @@ def test_second_picture_of_an_answer_forgets_the_first(model):
             break
     assert tokens.count(V.boi) > 1
     assert tokens == plain_greedy(eager, request)
+
+
+def test_a_negative_prompt_takes_the_place_of_bos(model):
+    """With a picture in the prompt for u alone, without one for i as well, which then costs no row of its own."""
+    batch = requests()
+    for n, negative in ((2, prompt(21, 4)), (3, prompt(22, 2, image=True))):
+        guidance = Guidance(9.0, 4.0, negative)  # wide apart, so that it shows
+        batch[n] = dataclasses.replace(batch[n], guidance=guidance)
+    before = programs()
+    results = Engine(model).generate(batch)
+    assert programs() == before, "as many rows as without"
+    for n in (2, 3):
+        without = dataclasses.replace(batch[n], guidance=Guidance(9.0, 4.0))
+        assert results[n].tokens.tolist() == plain_greedy(model, batch[n]) != plain_greedy(model, without)
+
+
+@pytest.mark.parametrize(
+    ("negative", "message"),
+    [
+        ([], "request 0: negative prompt: must be a list of token ids, at least one"),
+        ([V.bos, V.size], "negative prompt: id .* at position 1 is outside"),
+        ([V.bos, V.speech.start], "negative prompt: id .* stands outside an image or speech span"),
+        ([V.bos, *[V.text.start] * 122], "negative prompt: 123 tokens and the 6 of a picture are more than .* of 128"),
+    ],
+)
+def test_bad_negative_prompts(model, negative, message):
+    request = Request(prompt_tokens=prompt(0, 3), first=State.IMAGE, guidance=Guidance(negative=negative))
+    with pytest.raises(UserError, match=message):
+        Engine(model).generate([request])
+
+
+def test_a_negative_prompt_of_no_known_modality():
+    official = JointVocabulary.aromni()
+    with pytest.raises(UserError, match="here: negative prompt: id 12822 at position 1 is no text, image or speech"):
+        Guidance(negative=[official.bos, 12822]).check(official, 4096, "here")
 
 
 def test_rows_are_independent(model):
@@ -201,7 +235,7 @@ def test_one_program_per_bucket(model):
     changed = [
         Request(
             prompt_tokens=prompt(n, 2 + n, image=n == 2), max_new_tokens=20 + n, seed=n, guidance=Guidance(1 + n, 2.0),
-            policies={State.TEXT: Policy(temperature=0.5 + n, top_k=n)}, max_spans=2,
+            policies={State.TEXT: Policy(temperature=0.5 + n, top_k=n)}, max_spans=1,
         )
         for n in range(3, 8)
     ]  # fmt: skip

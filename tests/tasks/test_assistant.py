@@ -169,3 +169,18 @@ def test_codecs_that_the_model_was_not_trained_with_are_refused(tmp_path):
     assert Assistant.load(tmp_path / "own").vocabulary == codecs.vocabulary
     with pytest.raises(UserError, match="trained with image codec 0123, but numbers has"):
         Assistant.load(tmp_path / "other")
+
+
+def test_a_negative_prompt_is_told_like_the_positive_one(assistant, monkeypatch):
+    seen = []
+    monkeypatch.setattr(assistant.engine, "generate", lambda requests: seen.extend(requests) or [])
+    options = dataclasses.replace(SHORT, guidance=Guidance(2.0, 1.0), negative="dog")
+    with pytest.raises(ValueError):
+        assistant.answer("text_to_image", [[Text("cat")]], options)  # no results: the requests are what matters
+    assert seen[0].guidance == Guidance(2.0, 1.0, negative=assistant.prompts.prompt("text_to_image", [Text("dog")]))
+    with pytest.raises(UserError, match="a negative prompt needs guidance"):
+        assistant.answer("text_to_image", [[Text("cat")]], dataclasses.replace(SHORT, negative="dog"))
+    with pytest.raises(UserError, match="text_to_speech: takes no negative prompt; only text_to_image does"):
+        assistant.answer("text_to_speech", [[Text("cat")]], options)
+    with pytest.raises(UserError, match="chat: takes no negative prompt"):
+        assistant.chat([], [Text("cat")], options=options)
