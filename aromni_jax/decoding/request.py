@@ -54,24 +54,24 @@ class Usage:
     Attributes:
       prompt_tokens: of the whole prompt.
       reused_tokens: of them, those that a session had in its cache; fed_tokens: the others, which were read.
-      queued: seconds from handing the request in until its prompt was read.
       first_token: when the first token was known.
+      total: when the last token was known, or the last sample made.
+      queued: seconds from handing the request in until its prompt was read.
       first_speech: when the first speech code was known, which the AR-Omni paper calls first token latency; None
         without speech.
       first_audio: when the first samples were made; None if none were (`generate`, or no speech codec).
       seconds_of_sound: that were made.
-      total: when the last token was known, or the last sample made.
     """
 
     prompt_tokens: int
     reused_tokens: int
     new_tokens: int
-    queued: float
     first_token: float
-    first_speech: float | None
-    first_audio: float | None
-    seconds_of_sound: float
     total: float
+    queued: float = 0.0
+    first_speech: float | None = None
+    first_audio: float | None = None
+    seconds_of_sound: float = 0.0
 
     @property
     def fed_tokens(self) -> int:

@@ -97,9 +97,5 @@ class Row:
 
 def never_began(request: Request, finish: Finish, since: float, error: str | None = None) -> Result:
     """The result of a request that was cancelled or refused before it was read."""
-    queued = time.perf_counter() - since
-    usage = Usage(
-        prompt_tokens=len(request.prompt_tokens), reused_tokens=0, new_tokens=0, queued=queued,
-        first_token=0.0, first_speech=None, first_audio=None, seconds_of_sound=0.0, total=0.0,
-    )  # fmt: skip
+    usage = Usage(len(request.prompt_tokens), 0, 0, first_token=0.0, total=0.0, queued=time.perf_counter() - since)
     return Result(request.id, np.zeros(0, np.int32), np.zeros(0, np.int8), finish, usage, error)

@@ -121,6 +121,12 @@ def _how(reply: Reply) -> dict[str, Any]:
         "first_token_seconds": round(usage.first_token, 3),
         "total_seconds": round(usage.total, 3),
     }
+    of_speech = {
+        "first_speech_seconds": usage.first_speech,
+        "first_audio_seconds": usage.first_audio,
+        "real_time_factor": usage.real_time_factor,
+    }
+    record["usage"] |= {name: round(value, 3) for name, value in of_speech.items() if value is not None}
     return record
 
 

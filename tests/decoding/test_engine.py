@@ -291,7 +291,13 @@ def test_events_tell_the_same_story_as_results(model):
         usage = done.usage
         assert usage.new_tokens == len(done.tokens) and 0 < usage.first_token <= usage.total
         assert (usage.first_audio is not None) == bool(codes.size)
-        assert usage.tokens_per_second > 0
+        assert usage.tokens_per_second > 0 and usage.queued >= 0
+        assert (usage.first_speech is not None) == bool(codes.size)
+        if codes.size:
+            assert usage.first_token <= usage.first_speech <= usage.first_audio <= usage.total
+            assert usage.seconds_of_sound == pytest.approx(codes.size * Steps.hop / Steps.sample_rate)
+            assert usage.real_time_factor == pytest.approx(usage.total / usage.seconds_of_sound)
+        assert result.usage.first_audio is None and result.usage.real_time_factor is None, "`generate` makes no sound"
 
 
 def test_a_growing_cache_changes_nothing(model, monkeypatch):

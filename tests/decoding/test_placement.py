@@ -1,5 +1,6 @@
 """Decoding on a mesh of eight devices, and with other caches, against one device and the exact cache."""
 
+import dataclasses
 import types
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aromni_jax.config import MeshConfig, ModelConfig
-from aromni_jax.decoding import Engine, Guidance, Policy, Request, State
+from aromni_jax.decoding import Done, Engine, Guidance, Policy, Request, State
 from aromni_jax.decoding import loop as loop_module
 from aromni_jax.errors import UserError
 from aromni_jax.model import init_params
@@ -108,3 +109,16 @@ def test_meshes_that_would_waste_memory_are_refused(model, mesh, message):
 def test_an_unknown_cache_is_refused(model):
     with pytest.raises(UserError, match="cache dtype 'int4': use one of float32, bfloat16, int8"):
         Engine(model, cache_dtype="int4")
+
+
+def test_requests_come_and_go_on_a_mesh(model):
+    """Three of them on two seats, the last guided by two side rows; rows are filled up to what the devices divide."""
+    how = [(0, 20), (2, 12), (1, 20)]
+    batch = [dataclasses.replace(requests(PROMPTS)[kind], max_new_tokens=limit) for kind, limit in how]
+    expected = [Engine(model).generate([one])[0].tokens.tolist() for one in batch]
+    mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
+    engine = Engine(model, chunk=8, max_batch=2, mesh=mesh)
+    results = {event.id: event.result for event in engine.stream(
+        dataclasses.replace(one, id=str(n)) for n, one in enumerate(batch)
+    ) if isinstance(event, Done)}  # fmt: skip
+    assert [results[str(n)].tokens.tolist() for n in range(3)] == expected

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aromni_jax.codecs.streaming import SpeechStream
-from aromni_jax.decoding import ImageDone, SpeechChunk, State, StateChange, TextPiece
+from aromni_jax.decoding import ImageDone, ImageRows, SpeechChunk, State, StateChange, TextPiece
 from aromni_jax.decoding.streaming import RowStream
 from aromni_jax.vocabulary import JointVocabulary
 
@@ -80,6 +80,26 @@ def test_a_whole_answer():
     assert events[5].codes.tolist() == [3, 1] and events[5].last and events[5].samples.shape == (10,)
     assert events[8].codes.tolist() == [0, 5, 2]
     assert [event.at for event in events] == sorted(event.at for event in events)
+
+
+def test_pictures_come_in_whole_rows():
+    """Of a square picture; what is drawn when a burst ends in the middle of a row waits for the next one."""
+    vocabulary = JointVocabulary.compact(text_pieces=256, image_codes=9, image_tokens=9, speech_codes=7)
+    stream, told = RowStream("r", vocabulary, None, None), []
+    for _ in range(2):  # a second picture begins anew
+        tokens = [*vocabulary.image_ids(range(9)).tolist(), vocabulary.eoi]
+        for burst in (tokens[:2], tokens[2:7], tokens[7:]):
+            for token in burst:
+                told += stream.push(token, State.IMAGE)
+            told += stream.flush()
+        told += stream.push(vocabulary.boi, State.TEXT)
+    rows = [event for event in told if isinstance(event, ImageRows)]
+    assert [(event.first, event.codes.tolist(), event.at) for event in rows] == [
+        (0, [[0, 1, 2], [3, 4, 5]], 7),
+        (0, [[0, 1, 2], [3, 4, 5]], 18),
+    ]
+    whole = [event.codes.tolist() for event in told if isinstance(event, ImageDone)]
+    assert whole == [list(range(9))] * 2
 
 
 @pytest.mark.parametrize("samples", [True, False])

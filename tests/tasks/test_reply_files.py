@@ -23,9 +23,11 @@ def assistant():
 
 def reply(assistant, *parts, dropped=(0, 0)):
     tokens = np.array(assistant.prompts.answer("chat", parts), np.int32)
+    sound = any(isinstance(part, Speech) for part in parts)
     usage = Usage(
-        prompt_tokens=9, reused_tokens=2, new_tokens=len(tokens), first_token=0.1, first_audio=None, total=0.2
-    )
+        prompt_tokens=9, reused_tokens=2, new_tokens=len(tokens), first_token=0.1, total=0.2,
+        first_speech=0.1 if sound else None, first_audio=0.15 if sound else None, seconds_of_sound=0.8 * sound,
+    )  # fmt: skip
     result = Result("0", tokens, np.zeros(len(tokens), np.int8), "stop", usage)
     return Reply([V.bos], result, read_answer(tokens.tolist(), V, Letters()), Dropped(*dropped))
 
@@ -48,6 +50,7 @@ def test_the_layout(assistant, tmp_path):
         assert (folder / "decoded_text.txt").read_text() == "what that\n"
         assert json.loads((folder / "meta.json").read_text()) == meta
         assert list(meta)[:4] == ["dialog_id", "turn_index", "run_uid", "text"]
+        assert meta["usage"]["first_audio_seconds"] == 0.15 and meta["usage"]["real_time_factor"] == 0.25
         (audio,), (image,) = meta["saved_audios"], meta["saved_images"]
         np.testing.assert_array_equal(soundfile.read(audio, dtype="int16")[0], [0] * 4 + [32767] * 4)
         np.testing.assert_array_equal(np.asarray(PIL.Image.open(image)), [[0, 40], [80, 120]])
@@ -58,6 +61,7 @@ def test_the_layout(assistant, tmp_path):
 def test_a_reply_in_words_alone(assistant, tmp_path):
     meta = write_turn(assistant, reply(assistant, Text("a"), Text("b"), dropped=(2, 30)), tmp_path, "d", {}, False)
     assert (meta["saved_audios"], meta["saved_images"]) == ([], [])
+    assert not {"first_speech_seconds", "first_audio_seconds", "real_time_factor"} & set(meta["usage"])
     assert (meta["transcript"], meta["reply"], meta["dropped"]) == ("a", "b", {"turns": 2, "tokens": 30})
 
 
