@@ -67,6 +67,7 @@ def target(name: str) -> Target:
     # libtpu asks the cloud which TPU it is on, and waits long for an answer, unless it is told that there is none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # its lock guards a chip; here is none
     try:
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:

@@ -16,9 +16,10 @@ from aromni_jax.errors import UserError
 from aromni_jax.model.attention import backend
 from aromni_jax.model.block import Shard, block
 from aromni_jax.model.cache import KVCache, LayerCache
+from aromni_jax.model.cached import cached_attend
 from aromni_jax.model.norms import rms_norm
 from aromni_jax.model.parameters import Params, flatten, init_parameter, nest, parameter_table
-from aromni_jax.model.plain import Visibility, dense_mask, xla_attend
+from aromni_jax.model.plain import Visibility, dense_mask
 from aromni_jax.model.rope import rotary_angles
 
 Layers = tuple[Params, ...]
@@ -122,7 +123,7 @@ def _cached_layers(
         def attend(q_bshe: jax.Array, k_bkse: jax.Array, v_bkse: jax.Array, past: LayerCache = past) -> jax.Array:
             now = past.write(index, k_bkse, v_bkse).split(shard)
             filled.append(now)
-            return xla_attend(q_bshe, now.keys_bkte, now.values_bkte, mask_bst, now.scales_bkt)
+            return cached_attend(q_bshe, now.keys_bkte, now.values_bkte, mask_bst, now.scales_bkt)
 
         x_bsd = block(layer, config, x_bsd, angles, attend, shard)
     return x_bsd, dataclasses.replace(cache, layers=tuple(filled)).split(shard)
