@@ -58,6 +58,13 @@ class _Computation:
     def users(self, name: str) -> list[_Instruction]:
         return [instruction for instruction in self.instructions.values() if name in instruction.operands]
 
+    def hands_on(self, name: str) -> bool:
+        """Whether the result is this, in another shape or with a part updated."""
+        at = self.root
+        while at.name != name and at.opcode in ("bitcast", "dynamic-update-slice"):
+            at = self.instructions[at.operands[0]]
+        return at.name == name
+
 
 class Program:
     """The text of a compiled program (`jax.stages.Compiled.as_text`).
@@ -160,13 +167,15 @@ class Program:
             place = user.operands.index(name)
             if user.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
                 total += _plain_size(user.type)
-            elif user.opcode == "dynamic-update-slice" and place == 0:
+            elif user.opcode == "bitcast" or (user.opcode == "dynamic-update-slice" and place == 0):
+                total += self._used(computation, user.name, whole)  # an update in place reads nothing by itself
+            elif user.opcode == "tuple":
                 continue
-            elif user.opcode == "bitcast":
-                total += self._used(computation, user.name, whole)
             elif user.opcode == "fusion":
                 inner = self._computations[user.called("calls") or ""]
                 total += self._used(inner, inner.parameters[place], whole)
+                if inner.hands_on(inner.parameters[place]):
+                    total += self._used(computation, user.name, whole)
             else:
                 total += whole
         return total

@@ -70,6 +70,30 @@ def test_slices_loops_updates_and_memory_on_the_chip():
     assert program.traffic().cycles == 5 * (7 + 3)
 
 
+def test_what_a_fusion_reads_behind_an_update_and_a_change_of_shape():
+    """The row is written in place, and all of the updated buffer is read, by way of a fusion inside the fusion."""
+    more = """%shaped (param_0.3: s8[8,16]) -> s8[128] {
+  %param_0.3 = s8[8,16]{1,0} parameter(0)
+  ROOT %line = s8[128]{0} bitcast(%param_0.3)
+}
+
+%both (param_0.4: s8[8,16], param_1.4: s8[1,16], param_2.4: s32[]) -> (s8[8,16], f32[]) {
+  %param_0.4 = s8[8,16]{1,0} parameter(0)
+  %param_1.4 = s8[1,16]{1,0} parameter(1)
+  %param_2.4 = s32[] parameter(2)
+  %at = s8[8,16]{1,0} dynamic-update-slice(%param_0.4, %param_1.4, %param_2.4, %param_2.4)
+  %flat.4 = s8[128]{0} fusion(%at), kind=kLoop, calls=%shaped
+  %sum = f32[]{:S(1)} reduce(%flat.4, %param_2.4), dimensions={0}
+  ROOT %two = (s8[8,16]{1,0}, f32[]{:S(1)}) tuple(%at, %sum)
+}
+
+"""
+    line = "ROOT %r = (s8[8,16]{1,0}, f32[]{:S(1)}) fusion(%kept, %row, %n), kind=kLoop, calls=%both"
+    entry = "ENTRY %main (kept: s8[8,16], row: s8[1,16], n: s32[]) -> f32[] {\n  %kept = s8[8,16]{1,0} parameter(0)\n"
+    entry += f"  %row = s8[1,16]{{1,0:S(1)}} parameter(1)\n  %n = s32[]{{:S(6)}} parameter(2)\n  {line}\n}}\n"
+    assert Program(more + entry, trips=1).traffic().bytes == 8 * 16 + 16
+
+
 def test_a_loop_of_unknown_length_runs_as_often_as_the_caller_says():
     text = TEXT.replace("direction=LT", "direction=NE")
     assert Program(text, trips=2).traffic().cycles == 2 * (7 + 3)
