@@ -103,8 +103,7 @@ def _compiled(lowered: jax.stages.Lowered, target: Target, trips: int) -> tuple[
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        needed = re.search(r"Used ([\d.]+)G of ([\d.]+)G hbm", str(error))
-        return {"fits": False, "needed_gib": float(needed.group(1)) if needed else None}, None
+        return {"fits": False, "needed_gib": _needed(str(error))}, None
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None, "the compiler tells"
     peak = (
@@ -128,6 +127,12 @@ def _compiled(lowered: jax.stages.Lowered, target: Target, trips: int) -> tuple[
         "seconds_of_compilation": time.perf_counter() - started,
     }
     return figures, compiled
+
+
+def _needed(words: str) -> float | None:
+    """GiB that a program wants of the HBM, from the compiler's refusal: "(34.52G) exceeds ...", "Used 17.1G of ..."."""
+    found = re.search(r"(?:Used |\()([\d.]+)G\b", words)
+    return float(found.group(1)) if found else None
 
 
 def _arguments(

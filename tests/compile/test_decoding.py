@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import jax
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from aromni_jax.cli.main import main
 from aromni_jax.compile import Shape, Target, compile_decoding, markdown
 from aromni_jax.compile.chips import Chip
+from aromni_jax.compile.decoding import _compiled
 from aromni_jax.config import MeshConfig, ModelConfig
 from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import JointVocabulary
@@ -46,6 +48,22 @@ def test_a_program_that_the_compiler_refuses():
         "prefill": {"fits": False, "needed_gib": 17.5},
     }  # fmt: skip
     assert "| v5e:2x4, tensor=8 | 8, 9, int8 | prefill of 5 | | | | 17.50 | no |" in markdown([row])
+
+
+@pytest.mark.parametrize(
+    ("words", "gib"),
+    [
+        ("the total memory required for HLO temporaries (34.52G) exceeds available HBM (15.75G).", 34.52),
+        ("Ran out of memory in memory space hbm. Used 17.10G of 15.75G hbm. Exceeded", 17.1),
+        ("no figure", None),
+    ],
+)
+def test_what_the_compiler_says_of_a_program_that_does_not_fit(words, gib):
+    def refuse():
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {words}")
+
+    figures, program = _compiled(types.SimpleNamespace(compile=refuse), on_cpus(1e9), trips=1)
+    assert figures == {"fits": False, "needed_gib": gib} and program is None
 
 
 def test_what_the_engine_refuses_is_refused():
