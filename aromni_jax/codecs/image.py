@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from PIL import Image
 
+from aromni_jax.buckets import bucket
 from aromni_jax.codecs import folder as store
 from aromni_jax.codecs import media, small_image, vq, vqgan, vqgan_files
 from aromni_jax.errors import UserError
@@ -239,7 +240,7 @@ class ImageCodec:
         results = [empty]
         for start in range(0, len(rows), self.config.largest_batch * devices):
             batch = rows[start : start + self.config.largest_batch * devices]
-            padded = np.zeros((vq.bucket(-(-len(batch) // devices)) * devices, *rows.shape[1:]), rows.dtype)
+            padded = np.zeros((bucket(-(-len(batch) // devices)) * devices, *rows.shape[1:]), rows.dtype)
             padded[: len(batch)] = batch
             placed = padded if self.batch_sharding is None else jax.device_put(padded, self.batch_sharding)
             results.append(np.asarray(function(self.params, placed, self.config, self.dtype))[: len(batch)])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from aromni_jax.buckets import bucket
 from aromni_jax.codecs import vq
 from aromni_jax.codecs.image import ImageCodec
 from aromni_jax.codecs.small_speech import log_magnitude, log_mel
@@ -156,7 +157,7 @@ def round_trip(codec: SpeechCodec, waves: list[np.ndarray]) -> tuple[list[np.nda
 def mel_distance(codec: SpeechCodec, first_n: np.ndarray, second_n: np.ndarray) -> float:
     """Mean absolute difference of two waves' log-mel magnitudes, in dB."""
     config = codec.config
-    size = vq.bucket(-(-len(first_n) // codec.hop), 16) * codec.hop
+    size = bucket(-(-len(first_n) // codec.hop), 16) * codec.hop
     both = np.zeros((2, size), np.float32)
     both[0, : len(first_n)], both[1, : len(second_n)] = first_n, second_n
     mel_bfm = np.asarray(log_mel(log_magnitude(both, config), config))[:, : len(first_n) // config.frame]

@@ -12,6 +12,7 @@ import optax
 import soxr
 from flax import nnx
 
+from aromni_jax.buckets import bucket
 from aromni_jax.codecs import vq
 from aromni_jax.codecs.fit import Batch, Critic, FitConfig, Hint, Task, fit
 from aromni_jax.codecs.small_image import ImageConfig, ImageNet
@@ -216,7 +217,7 @@ def _other_tempo(log_fq: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _whole_tokens(wave_n: np.ndarray, config: SpeechConfig) -> np.ndarray:
     """One row, padded so that few lengths are compiled."""
-    tokens = vq.bucket(-(-len(wave_n) // config.hop), 16)
+    tokens = bucket(-(-len(wave_n) // config.hop), 16)
     return np.pad(wave_n, (0, tokens * config.hop - len(wave_n)))[None].astype(np.float32)
 
 

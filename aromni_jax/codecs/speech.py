@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from aromni_jax.buckets import bucket
 from aromni_jax.codecs import folder as store
 from aromni_jax.codecs import vq, wavtokenizer_files
 from aromni_jax.codecs.small_speech import SmallSpeech
@@ -266,7 +267,7 @@ class SpeechCodec:
         widths = [least if count <= least else _width(count) for count in tokens]
         for count in _split(widths, devices):
             (rows, waiting), width = np.split(waiting, [count]), widths[len(data_bn) - len(waiting)]
-            padded = np.zeros((vq.bucket(-(-count // devices)) * devices, width * per_token), data_bn.dtype)
+            padded = np.zeros((bucket(-(-count // devices)) * devices, width * per_token), data_bn.dtype)
             known = data_bn[rows, : padded.shape[1]]
             padded[: len(rows), : known.shape[1]] = known
             counts = np.zeros(len(padded), np.int32)
@@ -297,7 +298,7 @@ def _split(widths: Sequence[int], devices: int) -> list[int]:
     for first in reversed(range(len(widths))):
         most = max(1, min(_LARGEST_BATCH, tokens // widths[first])) * devices
         times = {
-            count: widths[first] * (vq.bucket(-(-count // devices)) + _ROWS_OF_A_STEP) + least[first + count]
+            count: widths[first] * (bucket(-(-count // devices)) + _ROWS_OF_A_STEP) + least[first + count]
             for count in range(min(most, len(widths) - first), 0, -1)
         }
         counts[first] = min(times, key=times.__getitem__)

@@ -143,16 +143,6 @@ def check_sizes(config: Any, none_of: Sequence[str]) -> None:
             raise ValueError(f"{field.name}={value!r} is no possible size")
 
 
-def bucket(size: int, smallest: int = 1) -> int:
-    """The next size of the series 1, 2, 3, 4, 6, 8, 12, 16 ...: few compilations, at most a half of padding."""
-    power = smallest
-    while power < size:
-        if power + power // 2 >= size and power > 1:
-            return power + power // 2
-        power *= 2
-    return power
-
-
 def init(build: Callable[[nnx.Rngs], nnx.Module], seed: int) -> Params:
     """Fresh parameters of the module that `build` makes, as nested dicts with string keys."""
     return _string_keys(jax.jit(lambda: nnx.to_pure_dict(nnx.state(build(nnx.Rngs(seed)), nnx.Param)))())

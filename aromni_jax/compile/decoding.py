@@ -63,7 +63,7 @@ def compile_decoding(
         "floor": _floor(params, cache),
     }
     with jax.set_mesh(devices):
-        lowered = prefill.lower(params, cache, *others, config=config, grammar=Grammar(vocabulary))
+        lowered = prefill.lower(params, cache, *others, config=config, grammar=Grammar(vocabulary), fresh=True)
         figures["prefill"], read = _compiled(lowered, target, trips=1)
         if read is None:
             return figures

@@ -40,8 +40,8 @@ class Model(Protocol):
 class Engine:
     """Decodes many requests at once; when one is done, another takes its place (see `pool`).
 
-    Shapes are rounded up to powers of two, so a program is compiled once per (batch, prompt, cache) bucket and
-    never again for other lengths, limits, policies, scales or seeds. The cache begins small and doubles when it is
+    Shapes are rounded up to a few sizes, so a program is compiled once per (batch, prompt, cache) bucket and
+    never again for other lengths, limits, policies, scales or seeds. The cache begins small and grows when it is
     full: short answers never pay for the room that long ones may need. "Prompt" means the part of it that is read: with
     a `Session`, what an earlier call left in the cache is not read again.
 

@@ -67,7 +67,7 @@ class Carry:
         )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "grammar"), donate_argnames=("cache",))
+@functools.partial(jax.jit, static_argnames=("config", "grammar", "fresh"), donate_argnames=("cache",))
 def prefill(
     params: Params,
     cache: KVCache,
@@ -80,6 +80,7 @@ def prefill(
     *,
     config: ModelConfig,
     grammar: Grammar,
+    fresh: bool,
 ) -> Carry:
     """Read the part of every prompt that the cache does not hold.
 
@@ -89,11 +90,12 @@ def prefill(
       tokens_rp: int32 [R, P], what is to be read, padded on the left; lengths_r: int32 [R], real tokens per row.
       keep_r: int32 [R], how many of a row's tokens in the cache its prompt begins with; the others are forgotten.
       idle_b: bool [B], rows that only fill up the batch.
+      fresh: static; the cache is empty, so that the prompts are read by the configured attention.
     """
     slots = tokens_rp.shape[1]
     real_rp = jnp.arange(slots)[None] >= slots - lengths_r[:, None]
     hidden_rpd, filled = forward(
-        params, config, tokens_rp, segment_ids_bs=real_rp.astype(jnp.int32), cache=cache.keep_first(keep_r)
+        params, config, tokens_rp, segment_ids_bs=real_rp.astype(jnp.int32), cache=cache.keep_first(keep_r), fresh=fresh
     )
     assert filled is not None, "forward returns the cache it was given"
     return Carry(filled, hidden_rpd[:, -1], grammar.start(rules, idle_b), seen_bv).split()

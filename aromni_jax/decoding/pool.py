@@ -4,7 +4,7 @@ All rows write at one index, so that a step writes one slice of the cache: an in
 which is slow on a TPU. A newcomer's prompt is read into a small cache of its own and copied to the first slots of its
 row, which the index has long passed; between the prompt and the index lie slots that nobody sees, and as keys are
 rotated before they are stored, it does not matter where they lie. When the index comes to the end of the cache, the
-rows are moved together from slot 0 on; if that gains less than a quarter of the cache, it is doubled instead. So a
+rows are moved together from slot 0 on; if that gains less than a quarter of the cache, it grows instead. So a
 cache has less than three times the slots of the context, and is rarely copied.
 
 The next chunk is asked for before the last one's tokens are known on the host: a device does not wait for the host.
@@ -22,13 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aromni_jax.buckets import bucket
 from aromni_jax.config import ModelConfig
 from aromni_jax.decoding.grammar import Grammar, State
 from aromni_jax.decoding.loop import Carry, Inputs, decode, grow, join, prefill, repack, vacant
 from aromni_jax.decoding.placement import Placement
 from aromni_jax.decoding.row import Row
 from aromni_jax.decoding.seats import Seats, limits
-from aromni_jax.decoding.session import SMALLEST_CACHE, SMALLEST_PROMPT, Rows, begin, power_of_two
+from aromni_jax.decoding.session import SMALLEST_CACHE, SMALLEST_PROMPT, Rows, begin
 from aromni_jax.model import KVCache, Params
 
 _TOGETHER = 4  # newcomers whose prompts are read in one call at most
@@ -198,7 +199,8 @@ class Pool:
         self._left = None
         for row, reused in zip(rows, beginning.keep_r.tolist(), strict=False):
             row.begin(reused)
-        self._carry = self._prefill(seats.rows, prompts, beginning.cache, beginning.keep_r, beginning.slots)
+        fresh = not beginning.used
+        self._carry = self._prefill(seats.rows, prompts, beginning.cache, beginning.keep_r, beginning.slots, fresh)
         self._used = beginning.used + beginning.slots
         seats.held, seats.prompt_slots = prompts, [self._used] * len(prompts)
 
@@ -215,7 +217,7 @@ class Pool:
             prompts += side + [[]] * (self._place.bucket(len(side)) - len(side) if side else 0)
             slots = _bucket(group)
             cache = self._place.new_cache(len(prompts), slots)
-            new = self._prefill(seats, prompts, cache, np.zeros(len(prompts), np.int32), slots)
+            new = self._prefill(seats, prompts, cache, np.zeros(len(prompts), np.int32), slots, fresh=True)
             # The index may be moved forward: chunks on their way then no longer give slots back.
             self._used = max(self._used, slots)
             for chunk in self._pending:
@@ -231,16 +233,16 @@ class Pool:
         seats, old = self._seats, len(self._seats.held)
         seats.add_sides(more)
         if self._carry is None:
-            cache = self._place.new_cache(len(seats.held), max(power_of_two(self._reach(slots)), SMALLEST_CACHE))
+            cache = self._place.new_cache(len(seats.held), bucket(self._reach(slots), SMALLEST_CACHE))
             self._carry = vacant(cache, batch=len(seats.rows), config=self._config, grammar=self._grammar)
             return
         cache, longest = self._carry.cache, max(map(len, seats.held))
         if len(seats.held) == old and 4 * (self._used - longest) < cache.length:
-            grown = grow(cache, length=power_of_two(self._reach(slots)))
+            grown = grow(cache, length=bucket(self._reach(slots), SMALLEST_CACHE))
             self._carry = dataclasses.replace(self._carry, cache=grown)
             return
         self._used = longest
-        length = max(power_of_two(max(self._reach(slots), longest + longest // 2)), SMALLEST_CACHE)
+        length = bucket(max(self._reach(slots), longest + longest // 2), SMALLEST_CACHE)
         source_r = jnp.asarray([r if r < old else 0 for r in range(len(seats.held))], jnp.int32)
         keep_r = jnp.asarray([len(tokens) for tokens in seats.held], jnp.int32)
         self._carry = repack(self._carry, source_r, keep_r, length=length)
@@ -253,8 +255,12 @@ class Pool:
         cache: KVCache,
         keep_r: np.ndarray,
         slots: int,
+        fresh: bool,
     ) -> Carry:
-        """Read what `cache` does not hold of the prompts, those of `rows` first; at most `slots` tokens of each."""
+        """Read what `cache` does not hold of the prompts, those of `rows` first; at most `slots` tokens of each.
+
+        `fresh`: it holds nothing of any.
+        """
         vocabulary = self._grammar.vocabulary
         tokens_rp = np.full((len(prompts), slots), vocabulary.pad, np.int32)
         seen_bv = np.zeros((len(rows), vocabulary.size), bool)
@@ -266,13 +272,13 @@ class Pool:
         return prefill(
             self._params, cache, jnp.asarray(seen_bv), jnp.asarray(tokens_rp), jnp.asarray(lengths_r),
             jnp.asarray(keep_r), self._grammar.rules(limits(rows)), jnp.asarray([row is None for row in rows]),
-            config=self._config, grammar=self._grammar,
+            config=self._config, grammar=self._grammar, fresh=fresh,
         )  # fmt: skip
 
 
 def _bucket(rows: Sequence[Row]) -> int:
     """Slots in which the prompts of all of them are read, and those of their side rows."""
-    return max(power_of_two(max(row.longest_prompt for row in rows)), SMALLEST_PROMPT)
+    return bucket(max(row.longest_prompt for row in rows), SMALLEST_PROMPT)
 
 
 def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:

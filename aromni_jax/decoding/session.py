@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from aromni_jax.buckets import bucket
 from aromni_jax.decoding.loop import pick
 from aromni_jax.model import KVCache
 
@@ -82,9 +83,9 @@ def begin(
     """
     source_r, keep_r = match(rows.held if rows else [], prompts)
     rest = max(len(prompt) - keep for prompt, keep in zip(prompts, keep_r.tolist(), strict=True))
-    slots = max(power_of_two(rest), SMALLEST_PROMPT)
+    slots = bucket(rest, SMALLEST_PROMPT)
     kept = int(keep_r.max())
-    length = max(power_of_two(kept + slots + chunk), SMALLEST_CACHE)
+    length = bucket(kept + slots + chunk, SMALLEST_CACHE)
     if rows is None or not kept:
         return Beginning(new_cache(len(prompts), length), keep_r, slots, 0)
     in_place = len(rows.held) == len(prompts) and bool((source_r == np.arange(len(prompts)))[keep_r > 0].all())

@@ -37,6 +37,7 @@ def forward(
     segment_ids_bs: jax.Array | None = None,
     cache: KVCache | None = None,
     *,
+    fresh: bool = False,
     shard: Shard = parallel.shard,
 ) -> tuple[jax.Array, KVCache | None]:
     """Final hidden states of a batch of rows, or of the next tokens of rows whose past is in `cache`.
@@ -49,6 +50,7 @@ def forward(
         with one, each row counts on from its last real token.
       segment_ids_bs: int [b, s]; tokens see earlier tokens of the same segment; 0 = padding. Default: one segment.
       cache: appended to at its write index, for prefill (s = prompt length) and decoding (s = 1) alike.
+      fresh: the cache holds nothing yet: the tokens see each other alone, by the configured attention.
       shard: constrains activations by logical axes; a partial of `parallel.shard` brings other rules.
 
     Returns:
@@ -68,7 +70,8 @@ def forward(
     if cache is None:
         x_bsd = _row_layers(params["layers"], config, x_bsd, positions_bs, segment_ids_bs, shard)
     else:
-        x_bsd, cache = _cached_layers(split_layers(params)["layers"], config, x_bsd, positions_bs, fed_bs, cache, shard)
+        layers = split_layers(params)["layers"]
+        x_bsd, cache = _cached_layers(layers, config, x_bsd, positions_bs, fed_bs, cache, fresh, shard)
     return rms_norm(x_bsd, params["final_norm"]["scale"], config.norm_eps), cache
 
 
@@ -105,9 +108,10 @@ def _cached_layers(
     positions_bs: jax.Array,
     segment_ids_bs: jax.Array,
     cache: KVCache,
+    fresh: bool,
     shard: Shard,
 ) -> tuple[jax.Array, KVCache]:
-    """All layers over the cache, with the reference attention: queries are few, and keys are mostly in the past.
+    """All layers over the cache. Unless it is `fresh`, with the reference attention: keys are mostly in the past.
 
     Unrolled: a loop would copy every layer's weights out of the stacked ones at each token (see `split_layers`).
     """
@@ -115,7 +119,12 @@ def _cached_layers(
     slots_s = index + jnp.arange(x_bsd.shape[1], dtype=index.dtype)
     kept = cache.layers
     cache = cache.append_slots(segment_ids_bs.astype(jnp.int32), positions_bs)
-    mask_bst = dense_mask(Visibility(slots_s, segment_ids_bs, cache.segments_bt), length)
+    attention = backend(config.attention, segmented=True)
+    if fresh:
+        among = x_bsd.shape[1]
+        prepared = attention.prepare(Visibility(jnp.arange(among), segment_ids_bs, segment_ids_bs), among)
+    else:
+        mask_bst = dense_mask(Visibility(slots_s, segment_ids_bs, cache.segments_bt), length)
     angles = rotary_angles(positions_bs, config.head_dim, config.rope_theta)
     filled = []
     for layer, past in zip(layers, kept, strict=True):
@@ -123,6 +132,8 @@ def _cached_layers(
         def attend(q_bshe: jax.Array, k_bkse: jax.Array, v_bkse: jax.Array, past: LayerCache = past) -> jax.Array:
             now = past.write(index, k_bkse, v_bkse).split(shard)
             filled.append(now)
+            if fresh:
+                return attention.attend(q_bshe, k_bkse, v_bkse, prepared)
             return cached_attend(q_bshe, now.keys_bkte, now.values_bkte, mask_bst, now.scales_bkt)
 
         x_bsd = block(layer, config, x_bsd, angles, attend, shard)

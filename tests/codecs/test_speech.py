@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from aromni_jax.codecs import SpeechCodec, folder, spectrum, vq
+from aromni_jax.buckets import bucket
+from aromni_jax.codecs import SpeechCodec, folder, spectrum
 from aromni_jax.codecs import speech as speech_module
 from aromni_jax.codecs.measure import held_out_utterances, mel_distance, round_trip, speech_figures
 from aromni_jax.errors import UserError
@@ -108,7 +109,7 @@ def test_mixed_lengths_are_padded_little(monkeypatch):
 
     def tokens(calls):
         starts = np.cumsum([0, *calls[:-1]])
-        return sum(widths[start] * vq.bucket(count) for start, count in zip(starts, calls, strict=True))
+        return sum(widths[start] * bucket(count) for start, count in zip(starts, calls, strict=True))
 
     calls = speech_module._split(widths, devices=1)
     assert sum(calls) == len(lengths) and len(calls) <= 6

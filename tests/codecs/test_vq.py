@@ -64,13 +64,6 @@ def test_a_dead_code_comes_back_and_padding_does_not_count():
     np.testing.assert_allclose(book, [0.0, 1.0], atol=0.05)
 
 
-def test_bucket_sizes():
-    sizes = [vq.bucket(size) for size in range(1, 65)]
-    assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
-    assert all(size <= found < 2 * size for size, found in zip(range(1, 65), sizes, strict=True))
-    assert vq.bucket(3, 16) == 16
-
-
 def test_perplexity():
     assert vq.perplexity(np.arange(8), 8) == pytest.approx(8)
     assert vq.perplexity(np.zeros(8, int), 8) == pytest.approx(1)
