@@ -74,5 +74,32 @@ def test_shapes_without_a_kernel_take_the_reference(arrays):
     np.testing.assert_allclose(fused.fused_attend(q, k, v, whole), expected, atol=1e-5)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("packed", [True, False])
+def test_cudnn_equals_reference(arrays, packed):
+    """On a GPU, in bfloat16: no further from float32 than twice what the reference is in bfloat16."""
+    if jax.default_backend() != "gpu":
+        pytest.skip("needs a GPU")
+    (q, k, v), visibility = arrays
+    if not packed:
+        visibility = Visibility(visibility.query_slots_s, None, None)
+    halves = [array.astype(jnp.bfloat16) for array in (q, k, v)]
+    assert "cudnn" in lowered_for("cuda", halves, visibility)
+
+    def reference(q, k, v):
+        return xla_attend(q, k, v, dense_mask(visibility, LENGTH))
+
+    def distance(actual):
+        return [
+            float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
+            for a, b in zip(actual[1], expected[1], strict=True)
+        ]
+
+    expected = values_and_gradients(reference, [array.astype(jnp.float32) for array in halves])
+    plain = distance(values_and_gradients(reference, halves))
+    fast = distance(values_and_gradients(lambda q, k, v: fused.fused_attend(q, k, v, visibility), halves))
+    assert all(a < max(2 * b, 0.01) for a, b in zip(fast, plain, strict=True)), (fast, plain)
+
+
 def test_blocks_divide_the_row():
     assert [fused._largest_block(n, 1024) for n in (128, 384, 1024, 1152, 4096)] == [128, 384, 1024, 384, 1024]
