@@ -71,6 +71,7 @@ def compile_decoding(
         del read
         lowered_chunk = decode.lower(
             params, carry, _inputs(vocabulary, devices, shape.batch),
+            _everywhere(jax.ShapeDtypeStruct((), jnp.int32), devices),
             config=config, grammar=Grammar(vocabulary), steps=shape.steps, guided=False,
         )  # fmt: skip
         figures["decode"], chunk = _compiled(lowered_chunk, target, trips=shape.steps)

@@ -49,7 +49,8 @@ class Engine:
       model: anything with `params`, `config` and `vocabulary`.
       text_codec: turns text pieces into the text of events; without it there are no `TextPiece` events.
       speech_codec: adds samples to `SpeechChunk` events.
-      chunk: decoding steps per call of the compiled loop; events come in bursts of so many tokens.
+      chunk: decoding steps per call of the compiled loop at most; events come in bursts of so many tokens, the first
+        ones after a newcomer in shorter ones.
       max_batch: requests decoded at once; more wait, first come first served. A guided one has up to three rows of
         the cache.
       grammar: "strict" keeps every output well-formed; "reference" follows the released code, see `reference`.

@@ -150,18 +150,19 @@ def decode(
     params: Params,
     carry: Carry,
     inputs: Inputs,
+    most: jax.Array,
     *,
     config: ModelConfig,
     grammar: Grammar,
     steps: int,
     guided: bool,
 ) -> tuple[Carry, jax.Array]:
-    """Emit up to `steps` tokens per row. Returns the carry and int32 [3, steps, B]: tokens (pad once done), the states
-    they were chosen in, and the states they led to.
+    """Emit up to `most` (int32 scalar, at most `steps`) tokens per row; another `most` compiles nothing.
 
-    Stops when all rows are done, so a call that comes too late costs nothing: steps that were not taken fill no slot
-    of the cache and are told as DONE. `guided` is static: False leaves the side rows out of the program (there are
-    none then).
+    Returns the carry and int32 [3, steps, B]: tokens (pad once done), the states they were chosen in, and the states
+    they led to. Stops when all rows are done, so a call that comes too late costs nothing: steps that were not taken
+    fill no slot of the cache and are told as DONE. `guided` is static: False leaves the side rows out of the program
+    (there are none then).
     """
     vocabulary = grammar.vocabulary
     rows_b = jnp.arange(inputs.keys_b.shape[0])
@@ -200,7 +201,7 @@ def decode(
 
     def more(at: tuple[jax.Array, Carry, jax.Array]) -> jax.Array:
         number, carry, _ = at
-        return (number < steps) & jnp.any(carry.grammar.state_b != State.DONE)
+        return (number < most) & jnp.any(carry.grammar.state_b != State.DONE)
 
     def next_step(at: tuple[jax.Array, Carry, jax.Array]) -> tuple[jax.Array, Carry, jax.Array]:
         number, carry, told_3sb = at

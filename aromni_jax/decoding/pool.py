@@ -32,6 +32,7 @@ from aromni_jax.decoding.seats import Seats, limits
 from aromni_jax.decoding.session import SMALLEST_CACHE, SMALLEST_PROMPT, Rows, begin
 from aromni_jax.model import KVCache, Params
 
+_FIRST_STEPS = 4  # of the first chunk with a newcomer, who waits for its first token; later ones double
 _TOGETHER = 4  # newcomers whose prompts are read in one call at most
 
 
@@ -52,11 +53,13 @@ class _Chunk:
     Attributes:
       told_3sb: what `decode` returns, on its way to the host.
       rows: who sat where.
+      steps: how many it may take.
       firm: the host counts on its slots of the cache, even if it does not fill them.
     """
 
     told_3sb: jax.Array
     rows: list[Row | None]
+    steps: int
     firm: bool = False
 
 
@@ -68,7 +71,7 @@ class Pool:
     """B main rows, of which requests take up to `seats`; and S side rows, as many as have been needed at once.
 
     Args:
-      chunk: steps per call of the compiled loop.
+      chunk: most steps per call of the compiled loop.
       keep: what rows hold is kept when they are done, for `leave`; no others may come then.
       left: what an earlier pool left; the first rows go on from it.
     """
@@ -90,6 +93,7 @@ class Pool:
         self._seats = Seats(seats, place.bucket)
         self._carry: Carry | None = None
         self._inputs: Inputs | None = None  # None: to be made anew, as somebody came or left
+        self._pace = chunk  # steps of the next chunk
         self._used = 0  # slots written, at most: those of chunks on their way may be fewer
         self._pending: collections.deque[_Chunk] = collections.deque()
 
@@ -143,6 +147,8 @@ class Pool:
             if not room:
                 self._make_room(slots, max(more, 0))
             self._seat(waiting)
+        if waiting:
+            self._pace = min(_FIRST_STEPS, self._chunk)
         waiting.clear()
         self._send()
         return True
@@ -158,22 +164,23 @@ class Pool:
         self._inputs = self._inputs or self._seats.inputs(self._grammar)
         carry, self._carry = self._carry, None  # there is nothing to leave behind if the program fails
         self._carry, told_3sb = decode(
-            self._params, carry, self._inputs,
+            self._params, carry, self._inputs, jnp.asarray(self._pace, jnp.int32),
             config=self._config, grammar=self._grammar, steps=self._chunk, guided=bool(self._seats.sides),
         )  # fmt: skip
         told_3sb.copy_to_host_async()
-        self._pending.append(_Chunk(told_3sb, list(self._seats.rows)))
-        self._used += self._chunk
+        self._pending.append(_Chunk(told_3sb, list(self._seats.rows), self._pace))
+        self._used += self._pace
         for row in self._seats.taken:
-            row.ahead += self._chunk
+            row.ahead += self._pace
+        self._pace = min(2 * self._pace, self._chunk)
 
     def _read(self) -> list[Progress]:
         """Wait for the oldest chunk."""
         chunk = self._pending.popleft()
-        tokens_sb, states_sb, after_sb = np.asarray(chunk.told_3sb)
+        tokens_sb, states_sb, after_sb = np.asarray(chunk.told_3sb)[:, : chunk.steps]
         live_sb = states_sb != State.DONE
         if not chunk.firm:
-            self._used -= self._chunk - int(live_sb.any(axis=1).sum())
+            self._used -= chunk.steps - int(live_sb.any(axis=1).sum())
         emitted = [tokens_sb[live_sb[:, b], b] for b in range(len(chunk.rows))]
         self._seats.follow(self._grammar.vocabulary, chunk.rows, emitted)
         progress = []

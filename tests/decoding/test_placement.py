@@ -64,8 +64,8 @@ def carries(monkeypatch):
     """What goes into each chunk and comes out of it."""
     seen = []
 
-    def spy(params, carry, inputs, **static):
-        after, told = inner(params, carry, inputs, **static)
+    def spy(params, carry, inputs, most, **static):
+        after, told = inner(params, carry, inputs, most, **static)
         seen.append((params, carry, after))
         return after, told
 

@@ -46,6 +46,12 @@ def model():
     return types.SimpleNamespace(params=params, config=CONFIG, vocabulary=V)
 
 
+@pytest.fixture
+def even_chunks(monkeypatch):
+    """All chunks of one size, for tests that count them."""
+    monkeypatch.setattr(pool_module, "_FIRST_STEPS", 1 << 10)
+
+
 def request(n: int, seed: int = 0) -> Request:
     """Of seven kinds: lengths, policies, tasks, with one, two and three rows of the cache."""
     rng = np.random.default_rng((n, seed))
@@ -126,6 +132,7 @@ def caches(monkeypatch):
     return seen
 
 
+@pytest.mark.usefixtures("even_chunks")
 def test_requests_that_come_and_go_equal_requests_alone(model, alone, caches):
     """Greedy, sampled, guided with one and two side rows, all tasks; more requests than seats, twice the cache's
     slots; and the same traffic with other values needs no further program."""
@@ -143,6 +150,7 @@ def test_requests_that_come_and_go_equal_requests_alone(model, alone, caches):
     assert programs() == before
 
 
+@pytest.mark.usefixtures("even_chunks")
 def test_cancelled_requests_leave_at_once_and_the_others_do_not_notice(model, alone):
     """One that runs, with side rows; one that waits, behind those that run; one that is over already."""
     engine = Engine(model, chunk=8, max_batch=2)
@@ -159,6 +167,7 @@ def test_cancelled_requests_leave_at_once_and_the_others_do_not_notice(model, al
 
 
 @pytest.mark.parametrize("kind", [3, 5])
+@pytest.mark.usefixtures("even_chunks")
 def test_guided_rows_may_be_cancelled(model, alone, kind):
     """Their side rows go too, and serve the next ones."""
     requests = [request(0), request(kind), request(kind + 7), request(kind + 14)]
@@ -169,6 +178,7 @@ def test_guided_rows_may_be_cancelled(model, alone, kind):
             assert results[wanted.id].tokens.tolist() == alone(wanted)
 
 
+@pytest.mark.usefixtures("even_chunks")
 def test_first_come_first_served(model, monkeypatch):
     """Also a request of three rows of the cache among short ones; and a long one does not keep others waiting."""
     order = []
@@ -218,6 +228,7 @@ def test_a_session_needs_a_list(model):
         next(engine.stream(iter([request(1)]), engine.session()))
 
 
+@pytest.mark.usefixtures("even_chunks")
 def test_the_next_chunk_is_asked_for_before_the_last_is_read(model, monkeypatch):
     order = []
     decode, read = pool_module.decode, pool_module.np.asarray
@@ -235,6 +246,7 @@ def test_the_next_chunk_is_asked_for_before_the_last_is_read(model, monkeypatch)
     assert order[:4] == ["ask", "ask", "read", "ask"] and order.count("ask") == order.count("read") == 4
 
 
+@pytest.mark.usefixtures("even_chunks")
 def test_the_host_knows_how_far_the_cache_is_written(model, alone, pools):
     """Also when a request comes behind a chunk that ends before its last step."""
     first, second = request(1), request(2)
@@ -255,7 +267,9 @@ def test_a_chunk_of_rows_that_are_done_takes_no_step(model):
     going_on = dataclasses.replace(carry.grammar, state_b=jnp.full(2, State.TEXT))
     carry, inputs = dataclasses.replace(carry, grammar=going_on), Seats(2, power_of_two).inputs(grammar)
     params = split_layers(model.params)
-    after, told = loop_module.decode(params, carry, inputs, config=CONFIG, grammar=grammar, steps=8, guided=False)
+    after, told = loop_module.decode(
+        params, carry, inputs, jnp.int32(8), config=CONFIG, grammar=grammar, steps=8, guided=False
+    )
     assert int(after.cache.index) == 0 and (np.asarray(told)[1:] == State.DONE).all()
     assert (np.asarray(told)[0] == V.pad).all()
 
@@ -269,3 +283,17 @@ def test_closing_the_stream_closes_the_queue(model):
     events.close()
     with pytest.raises(UserError, match="the queue is closed"):
         queue.submit(request(9))
+
+
+def test_a_newcomer_waits_for_few_steps(model, monkeypatch):
+    """The first chunk after somebody came is short, the next ones grow again; nothing is compiled for it."""
+    asked = []
+    decode = pool_module.decode
+    monkeypatch.setattr(pool_module, "decode", lambda *a, **k: asked.append(int(a[3])) or decode(*a, **k))
+    request = Request(prompt_tokens=[V.bos, V.text.start], max_new_tokens=60, allowed=frozenset({State.TEXT}))
+    engine = Engine(model, chunk=16, max_batch=2)
+    before = decode._cache_size()
+    first, _ = engine.generate([request])[0], asked.clear()
+    once = decode._cache_size() - before
+    assert engine.generate([request])[0].tokens.tolist() == first.tokens.tolist()
+    assert asked[:4] == [4, 8, 16, 16][: len(asked)] and decode._cache_size() - before == once
