@@ -76,7 +76,7 @@ attempt() { # all processes of this machine once; the first one's output is show
     done
     # One that was killed tells the others nothing: they would wait for it for minutes.
     if [[ -n $end ]] && ((SECONDS >= end)); then kill -KILL ${running[@]+"${running[@]}"} 2>/dev/null || true; fi
-    sleep 0.3 &
+    sleep 0.2 &
     wait $! || true
   done
   return "$code"

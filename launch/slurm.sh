@@ -73,4 +73,4 @@ else
   batch_script >"$BATCH"
 fi
 run sbatch "${JOB_OPTIONS[@]}" "$BATCH"
-note "logs: $RUN_DIR/logs/worker-*.log, the job's own in slurm-JOB.log; scancel --signal=TERM --batch JOB saves and requeues"
+note "output: $RUN_DIR/logs/worker-*.log of every task, slurm-JOB.log of the job itself"

@@ -84,12 +84,12 @@ def initialize_distributed(
         _exit_code.append(1)
         atexit.register(_leave)
         raise UserError(
-            f"{who}: not all processes met {where}within {timeout:.0f} s: start every one, and open the port between hosts"
+            f"{who}: not all met {where}within {timeout:.0f} s: start every one, and open the port between them"
         )
     if failed and "should be defined" in str(failed[0]):
         raise UserError(
-            "--distributed: this is no TPU pod, SLURM step, GKE job or Open MPI run that JAX knows; give --coordinator, "
-            "--processes and --process-id, or leave --distributed out for a single process"
+            "--distributed: this is no TPU pod, SLURM step, GKE job or Open MPI run that JAX knows; give "
+            "--coordinator, --processes and --process-id, or leave --distributed out for a single process"
         )
     if failed:
         raise UserError(f"{who}: cannot start the run of several processes: {failed[0]}") from failed[0]
@@ -121,7 +121,7 @@ def failing_alone() -> Iterator[None]:
             state = distributed.global_state
             reason = f"process {state.process_id} of {state.num_processes} failed: {error or type(error).__name__}"
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
-                state.client.key_value_set(_FAILED, reason)
+                _client().key_value_set(_FAILED, reason)
             if state.process_id == 0:  # the service ends with it: time for the others to look
                 time.sleep(2 * _LOOK_SECONDS)
         raise
@@ -129,7 +129,7 @@ def failing_alone() -> Iterator[None]:
 
 def _watch() -> None:
     """Runs in a thread beside the work: ends this process when another one has failed."""
-    client = distributed.global_state.client
+    client = _client()
     while not _ending.wait(_LOOK_SECONDS):
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # not there: all is well
             print(f"aromni: {client.key_value_try_get(_FAILED)}", file=sys.stderr, flush=True)
@@ -146,6 +146,11 @@ def _leave() -> None:
         os._exit(_exit_code[0])
 
 
+def _client() -> Any:
+    """JAX's connection to the coordination service."""
+    return distributed.global_state.client
+
+
 def exchange(name: str, value: str = "", *, timeout: float = WAIT_SECONDS) -> list[str]:
     """The value of every process, in their order; a barrier, therefore. All have to call it, in the same order.
 
@@ -153,14 +158,15 @@ def exchange(name: str, value: str = "", *, timeout: float = WAIT_SECONDS) -> li
       UserError: some did not come in time, or one has ended.
     """
     state = distributed.global_state
-    if state.client is None or state.num_processes == 1:
+    client = _client()
+    if client is None or state.num_processes == 1:
         return [value]
     _waits[name] += 1
     place = f"aromni/{name}/{_waits[name]}/"
-    state.client.key_value_set(f"{place}{state.process_id}", value)
+    client.key_value_set(f"{place}{state.process_id}", value)
     try:
-        state.client.wait_at_barrier(f"{place}barrier", int(1000 * timeout))
-        return [state.client.blocking_key_value_get(f"{place}{index}", 1000) for index in range(state.num_processes)]
+        client.wait_at_barrier(f"{place}barrier", int(1000 * timeout))
+        return [client.blocking_key_value_get(f"{place}{index}", 1000) for index in range(state.num_processes)]
     except jax.errors.JaxRuntimeError as error:
         late = _late(place)
         problem = f"did not come within {timeout:.0f} s" if late else "have lost each other"
@@ -172,7 +178,7 @@ def exchange(name: str, value: str = "", *, timeout: float = WAIT_SECONDS) -> li
 def _late(place: str) -> str:
     state = distributed.global_state
     try:
-        there = {key.rsplit("/", 1)[1] for key, _ in state.client.key_value_dir_get(place)}
+        there = {key.rsplit("/", 1)[1] for key, _ in _client().key_value_dir_get(place)}
     except jax.errors.JaxRuntimeError:  # the service went with process 0
         return ""
     absent = [index for index in range(state.num_processes) if str(index) not in there]

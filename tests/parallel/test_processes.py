@@ -108,4 +108,4 @@ def test_nobody_comes():
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and time.monotonic() - start < 40
-    assert "process 1 of 2: not all processes met at 127.0.0.1:1 within 1 s: start every one" in done.stderr
+    assert "process 1 of 2: not all met at 127.0.0.1:1 within 1 s: start every one" in done.stderr
