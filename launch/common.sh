@@ -148,7 +148,7 @@ supervise() {
     CHILD=$!
     code=0
     wait "$CHILD" || code=$?
-    while kill -0 "$CHILD" 2>/dev/null; do # a signal ends `wait` early
+    while alive "$CHILD"; do # a signal ends `wait` early
       code=0
       wait "$CHILD" || code=$?
     done
@@ -168,6 +168,10 @@ supervise() {
     wait $! || true
     if [[ -n $STOPPED ]]; then return "$code"; fi
   done
+}
+
+alive() { # alive PID: a child of this shell that still runs, not whoever has its number by now
+  [[ $'\n'$(jobs -pr)$'\n' == *$'\n'"$1"$'\n'* ]]
 }
 
 pass_on() {

@@ -67,7 +67,7 @@ attempt() { # all processes of this machine once; the first one's output is show
   done
   while ((${#running[@]})); do
     for index in "${!running[@]}"; do
-      if ! kill -0 "${running[index]}" 2>/dev/null; then
+      if ! alive "${running[index]}"; then
         one=0
         wait "${running[index]}" || one=$?
         unset "running[index]"

@@ -28,7 +28,7 @@ def call(script, *words, path=None, **environment):
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AROMNI_", "LIBTPU_", "SLURM_"))}
     kept |= {"PATH": f"{path}:{kept['PATH']}"} if path else {}
     return subprocess.run(
-        [LAUNCH / script, *words], cwd=ROOT, env=kept | environment, capture_output=True, text=True, timeout=60
+        [LAUNCH / script, *words], cwd=ROOT, env=kept | environment, capture_output=True, text=True, timeout=200
     )
 
 

@@ -110,7 +110,7 @@ def test_the_batch_job_restarts_the_step_and_goes_back_into_the_queue(tmp_path, 
     environment = {**os.environ, "PATH": f"{tools.folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
     job = subprocess.run(
         ["bash", run / "slurm.sh"], env=environment | {"AROMNI_RESTART_PAUSE": "0"}, capture_output=True, text=True,
-        timeout=60,
+        timeout=200,
     )  # fmt: skip
     assert job.returncode == 130 and job.stdout == "saved\n"
     assert "exit code 1" in job.stderr and "(1 of 5)" in job.stderr

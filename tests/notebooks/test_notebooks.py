@@ -7,6 +7,7 @@ import sys
 import types
 
 import flax.nnx  # noqa: F401  # before the pretended IPython: it looks for a real one
+import jax
 import pytest
 
 NOTEBOOKS = pathlib.Path(__file__).parents[2] / "notebooks"
@@ -41,6 +42,14 @@ def executed(name, folder, monkeypatch):
 
 def test_all_notebooks_are_known():
     assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == NAMES
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation():
+    """Nothing here is about speed."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,6 +94,7 @@ def test_load_weights(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs/notebook_hf/config.json").exists()
 
 
+@pytest.mark.slow
 def test_train_small(tmp_path, monkeypatch, capsys):
     names, shown = executed("train_small", tmp_path, monkeypatch)
     assert int(names["result"].state.step) == 3 and "Image" in shown

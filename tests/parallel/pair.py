@@ -25,7 +25,7 @@ def fails_on_one(index):
 
 
 def main(port, index, shared, other):
-    initialize_distributed(f"127.0.0.1:{port}", 2, index, timeout=60)
+    initialize_distributed(f"127.0.0.1:{port}", 2, index, timeout=150)
     found = {"devices": jax.device_count(), "processes": jax.process_count()}
     found["exchanged"] = [exchange("letter", "ab"[index]), exchange("letter", "cd"[index])]
     found["together"] = error_of(lambda: fails_on_one(index))
