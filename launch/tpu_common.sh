@@ -68,8 +68,8 @@ start_on_workers() {
   remote=$(quote launch/local.sh --distributed --tpu "$GENERATION" --restarts "$RESTARTS" --log-dir logs "${OPTIONS[@]}")
   # The lock is held while it runs: a second start does nothing. All streams are cut off, or ssh would wait for its end.
   on_workers "cd $FOLDER && (setsid nohup flock --nonblock launch.lock $remote >>launch.log 2>&1 </dev/null &)"
-  note "it runs on every worker, restarts there by itself, and keeps its logs in $FOLDER/logs. The same command again"
-  note "sends the code again; what runs goes on. From here:"
+  note "it runs on every worker, restarts there by itself, and keeps its logs in $FOLDER/logs. To run newer code stop it"
+  note "first, then give the same command again. From here:"
   hint "watch" "tail -n 20 $FOLDER/launch.log"
   hint "all logs into DIR" "cat $FOLDER/logs/*.log" --output-directory DIR
   hint "stop, with a checkpoint" "pkill -TERM -f '[l]aunch/local.sh'"

@@ -178,6 +178,20 @@ def test_installation_is_pinned():
     assert install[-1] == f"{ROOT}[tpu,tensorboard]"
 
 
+def test_a_machine_with_an_old_python_gets_a_newer_one(tmp_path, tools):
+    """As the images of TPU VMs are."""
+    shutil.copytree(LAUNCH, tmp_path / "launch")
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        tools.add(name, "#!/bin/sh\nexit 1\n")
+    done = subprocess.run(
+        [tmp_path / "launch/install.sh", "--extra", "tpu", "--dry-run"],
+        env={"PATH": f"{tools.folder}:/usr/bin:/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    first, second, _ = commands(done.stdout)
+    assert first == ["python3", "-m", "pip", "install", "--quiet", "--user", "uv"]
+    assert second == ["python3", "-m", "uv", "venv", "--seed", "--python", "3.12", f"{tmp_path}/.venv"]
+
+
 def test_every_extra_that_is_named_exists():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
