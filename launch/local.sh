@@ -58,6 +58,7 @@ free_port() { # on this machine, where all of the processes are
 attempt() { # all processes of this machine once; the first one's output is shown, every one's kept
   local index log port code=0 end="" running=() one told=-9
   trap tell_all TERM
+  trap '' INT # of the whole group by Ctrl-C: the supervisor makes one TERM of it, which several processes can agree on
   port=$(free_port)
   for ((index = 0; index < PROCESSES; index++)); do
     log=$(log_of "$index")

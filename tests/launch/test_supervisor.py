@@ -1,5 +1,6 @@
 """launch/local.sh for real: restarts and signals with a pretended `aromni`, and two processes of ours."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -23,7 +24,7 @@ echo "$*" >>{folder}/called
 code=$(sed -n "$(wc -l <{folder}/called)p" {folder}/codes)
 if [[ $code == wait ]]; then
   trap 'sleep 0.3; echo saved; exit 130' TERM
-  touch {folder}/waiting
+  touch {folder}/waiting-$$
   while true; do sleep 0.05 & wait $!; done
 fi
 if [[ $code == +* ]]; then mkdir -p {folder}/run/checkpoints/$(wc -l <{folder}/called); fi
@@ -48,9 +49,13 @@ def pretended(tmp_path):
             [LAUNCH / "local.sh", *words, *more], env=os.environ | environment, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        wait_for(lambda: (tmp_path / "waiting").exists())
-        act(process.pid)
-        output, errors = process.communicate(timeout=200)
+        try:
+            wait_for(lambda: len(list(tmp_path.glob("waiting-*"))) == codes.split().count("wait"))
+            act(process.pid)
+            output, errors = process.communicate(timeout=200)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         return subprocess.CompletedProcess(words, process.returncode, output, errors)
 
     return start, lambda: (tmp_path / "called").read_text().splitlines()
@@ -89,11 +94,19 @@ def test_bad_usage_is_not_tried_again(pretended):
     assert start("2").returncode == 2 and len(calls()) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_goes_to_the_run_which_saves_and_that_is_the_end(pretended, number):
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda pid: os.kill(pid, signal.SIGTERM),
+        lambda pid: os.killpg(pid, signal.SIGINT),  # Ctrl-C
+        lambda pid: os.killpg(pid, signal.SIGTERM),
+    ],
+)
+def test_a_signal_goes_to_the_run_which_saves_and_that_is_the_end(pretended, act, processes):
     start, calls = pretended
-    done = start("wait", act=lambda pid: os.kill(pid, number))
-    assert (done.returncode, done.stdout, len(calls())) == (130, "saved\n", 1)
+    done = start("wait " * int(processes), "--processes", processes, act=act)
+    assert (done.returncode, done.stdout, len(calls())) == (130, "saved\n", int(processes))
 
 
 def test_one_that_hangs_when_another_was_killed_is_ended(pretended, tmp_path):
