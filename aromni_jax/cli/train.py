@@ -19,20 +19,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="config values to change"
     )
-    parser.add_argument(
-        "--distributed", action="store_true", help="join the other processes of the run (TPU pods, SLURM, GKE)"
-    )
+    group = parser.add_argument_group("several processes (the same command for each; launch/ has scripts for it)")
+    group.add_argument("--distributed", action="store_true", help="TPU pod, SLURM, GKE, Open MPI: JAX finds the others")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 is to be reached")
+    group.add_argument("--processes", type=int, metavar="N", help="elsewhere: how many there are")
+    group.add_argument("--process-id", type=int, metavar="I", help="elsewhere: which one this is, from 0")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0, or 130 when a signal ended the run early (its state is saved)."""
     config = load_config(args.config, args.set)
-    from aromni_jax.parallel import initialize_distributed
+    from aromni_jax.parallel import failing_alone, initialize_distributed
     from aromni_jax.training import train
 
-    if args.distributed:
-        initialize_distributed()
-    result = train(config, args.run_dir, codebook_kc=codebook(config))
+    address = (args.coordinator, args.processes, args.process_id)
+    if args.distributed or any(part is not None for part in address):
+        initialize_distributed(*address)
+    with failing_alone():
+        result = train(config, args.run_dir, codebook_kc=codebook(config))
     return 130 if result.stopped_by else 0
 
 

@@ -1,6 +1,14 @@
 """Mesh, logical-axis rules and multi-host start (DESIGN 7)."""
 
-from aromni_jax.parallel.mesh import AXES, initialize_distributed, make_mesh, mesh_sizes
+from aromni_jax.parallel.mesh import AXES, make_mesh, mesh_sizes
+from aromni_jax.parallel.processes import (
+    check_shared,
+    exchange,
+    failing_alone,
+    initialize_distributed,
+    same_everywhere,
+    together,
+)
 from aromni_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, batch_sharding, param_shardings, shard
 
 __all__ = [
@@ -8,9 +16,14 @@ __all__ = [
     "DEFAULT_RULES",
     "ShardingRules",
     "batch_sharding",
+    "check_shared",
+    "exchange",
+    "failing_alone",
     "initialize_distributed",
     "make_mesh",
     "mesh_sizes",
     "param_shardings",
+    "same_everywhere",
     "shard",
+    "together",
 ]

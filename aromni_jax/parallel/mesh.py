@@ -1,4 +1,4 @@
-"""The device mesh, and the start of a multi-host run."""
+"""The device mesh."""
 
 from __future__ import annotations
 
@@ -15,17 +15,6 @@ from aromni_jax.config import MeshConfig
 from aromni_jax.errors import UserError
 
 AXES = ("replica", "fsdp", "context", "tensor")
-
-
-def initialize_distributed(
-    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
-    """Connect this process to the others; call it once, before anything asks for devices.
-
-    On TPU pods, SLURM, GKE and Open MPI JAX finds all three arguments itself; elsewhere give all three. A second call
-    is an error of JAX; a single process needs no call.
-    """
-    jax.distributed.initialize(coordinator_address, num_processes, process_id)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+import aromni_jax
 from aromni_jax import data, store
 from aromni_jax.config import RunConfig
 from aromni_jax.convert import open_source, read_params
 from aromni_jax.errors import UserError
 from aromni_jax.model import Params, flatten, nest, parameter_table
-from aromni_jax.parallel import batch_sharding, make_mesh, param_shardings
+from aromni_jax.parallel import (
+    batch_sharding,
+    check_shared,
+    make_mesh,
+    param_shardings,
+    same_everywhere,
+    together,
+)
 from aromni_jax.signals import NotedSignals
 from aromni_jax.training.checkpoints import Checkpoints
 from aromni_jax.training.metrics import Metrics, MetricsLog, summary
@@ -62,16 +72,19 @@ def train(
     """
     # Mesh and data --------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
-    manifest = data.read_manifest(config.data.path)
-    vocabulary = manifest.vocabulary
-    _check(config, vocabulary, mesh, codebook_kc)
+    first_process = jax.process_index() == 0
+    with together("config and data"):
+        manifest = data.read_manifest(config.data.path)
+        vocabulary = manifest.vocabulary
+        _check(config, vocabulary, mesh, codebook_kc)
+        batches = data.batches(
+            config.data, config.loss, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
+        )
+    same_everywhere("run", _identity(config, manifest))
     replicated, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
     codebook = None
     if config.loss.perceptual_weight and codebook_kc is not None:
         codebook = jax.make_array_from_callback(codebook_kc.shape, replicated, lambda index: codebook_kc[index])
-    batches = data.batches(
-        config.data, config.loss, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
-    )
 
     # State: described, then restored or made --------------------------------------------------------------
     optimizer = make_optimizer(config.optimizer, config.train.steps)
@@ -81,6 +94,7 @@ def train(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )
     run_directory.mkdir(parents=True, exist_ok=True)
+    check_shared(run_directory)
     checkpoints = Checkpoints(run_directory, config.train.keep_checkpoints)
     restored = checkpoints.restore(abstract, config, vocabulary, say or print)
     if restored is None:
@@ -111,7 +125,8 @@ def train(
         )
         step_program = train_step.lower(abstract, _abstract_batch(config, rows), codebook).compile()
         eval_step = jax.jit(make_eval_step(config, vocabulary), out_shardings=replicated)
-    store.write_json(run_directory / "config.json", config.to_dict())
+    if first_process:
+        store.write_json(run_directory / "config.json", config.to_dict())
     progress = Progress(config.train.steps, first, say)
     memory = step_program.memory_analysis()
     progress.line(start_report(config, abstract, mesh, getattr(memory, "temp_size_in_bytes", None)))
@@ -187,6 +202,14 @@ def _check(
                 f"loss.perceptual_weight needs an image codebook of shape {expected} (codes, model.perceptual_dim): "
                 f"{found}; set loss.perceptual_weight=0 or model.perceptual_dim"
             )
+
+
+def _identity(config: RunConfig, manifest: data.Manifest) -> dict[str, Any]:
+    """What all processes of a run must have in common; paths may differ, what lies there may not."""
+    values = {name.replace("/", "."): value for name, value in store.leaf_names(config.to_dict()).items()}
+    del values["data.path"]
+    data_set = hashlib.sha256(manifest.to_json().encode()).hexdigest()[:16]
+    return {**values, "the data set": data_set, "jax": jax.__version__, "aromni_jax": aromni_jax.__version__}
 
 
 def _abstract_batch(config: RunConfig, rows: NamedSharding) -> data.Batch:

@@ -86,17 +86,23 @@ class MetricsLog:
     """`metrics.jsonl` in the run folder: one JSON object a line; and TensorBoard files where tensorboardX is installed.
 
     A line is appended by a single write, so a killed run leaves whole lines. Opening at step n drops the lines after n,
-    which a resumed run is about to write again.
+    which a resumed run is about to write again. Of several processes, which all know the same, the first one writes.
     """
 
     def __init__(self, run_directory: pathlib.Path, resume_step: int) -> None:
         self.file = run_directory / "metrics.jsonl"
+        self._writes = jax.process_index() == 0
+        self._board = None
+        if not self._writes:
+            return
         kept = [line for line in read_log(self.file) if line["step"] <= resume_step]
         store.write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
         self._board = _tensorboard(run_directory / "tensorboard", resume_step)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Append one line; `kind` is "train" or "eval". Non-finite values are written as null (valid JSON)."""
+        if not self._writes:
+            return
         finite = {name: _rounded(value) if math.isfinite(value) else None for name, value in values.items()}
         line = json.dumps({"step": step, "kind": kind, **finite}) + "\n"
         try:
