@@ -48,7 +48,7 @@ ablations: env-demo  ## what each part of the recipe buys; the report of every d
 	$(BIN)/python benchmarks/ablations.py --data $(BENCH_DATA) --out aromni_jax/worlds/numbers/ablations.json
 
 test: env  ## the tests (under 15 minutes on 2 cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: env  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
