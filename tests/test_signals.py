@@ -13,14 +13,6 @@ from aromni_jax import store
 from aromni_jax.signals import NotedSignals, heard_everywhere
 
 
-@pytest.fixture(autouse=True)
-def python_hears_interrupts():
-    """A shell that starts the tests in the background has them ignored, and all that they start."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def press():
     """Ctrl-C, handled before this returns."""
     os.kill(os.getpid(), signal.SIGINT)
