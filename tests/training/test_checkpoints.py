@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import time
 
 from aromni_jax import store
 from aromni_jax.config import MeshConfig
@@ -130,7 +131,11 @@ def test_an_unfinished_checkpoint_does_not_count(saved):
     folder.rename(folder.with_name("2.orbax-checkpoint-tmp"))
     (state, _), lines = restore(saved)
     assert int(state.step) == 1 and lines == []
-    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["1"]
+    # Orbax sweeps in a thread of its own.
+    until = time.monotonic() + 20
+    while (names := sorted(path.name for path in (saved / "checkpoints").iterdir())) != ["1"]:
+        assert time.monotonic() < until, names
+        time.sleep(0.05)
 
 
 def test_only_the_newest_are_kept(saved):
