@@ -2,12 +2,12 @@
 
 import pathlib
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import time
 
 from aromni_jax import store
 from aromni_jax.config import MeshConfig
