@@ -72,10 +72,16 @@ class Engine:
         cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None,
         mesh: Mesh | None = None,
     ) -> None:
+        for name, size in (("chunk", chunk), ("max_batch", max_batch)):
+            if size < 1:
+                raise UserError(f"engine: {name} must be at least 1, got {size}")
+        grammars = {"strict": Grammar, "reference": ReferenceGrammar}
+        if grammar not in grammars:
+            raise UserError(f"engine: grammar {grammar!r}: use one of {', '.join(grammars)}")
         self.vocabulary = model.vocabulary
         self._place = Placement(model.config, mesh, cache_dtype)
         self._params, self._config = self._place.params(model.params), model.config
-        self.grammar = {"strict": Grammar, "reference": ReferenceGrammar}[grammar](model.vocabulary)
+        self.grammar = grammars[grammar](model.vocabulary)
         self._text_codec, self._speech_codec = text_codec, speech_codec
         self._chunk, self._max_batch = chunk, max_batch
 
@@ -111,8 +117,8 @@ class Engine:
         room for one, and should have it ready; a `RequestQueue` may be filled by other threads meanwhile, and the
         stream ends when it is closed and empty. A bad request of theirs is `Done` with the error, and the others go on.
 
-        Closing the iterator cancels what is not done; the session keeps what has been emitted until then. Nothing is
-        decoded while nobody asks for events, but for two chunks.
+        Closing the iterator cancels what is not done; the session keeps what has been emitted until then (after Ctrl-C
+        in the middle of a chunk, nothing). Nothing is decoded while nobody asks for events, but for two chunks.
 
         Args:
           session: for a list only.
