@@ -94,7 +94,8 @@ class Engine:
         """A place for the caches of one or more dialogs between their turns: give it to every call for them.
 
         A follow-up turn, whose prompt begins with an earlier prompt and its answer, then reads only what is new. Its
-        tokens are those of a call without a session (but where rounding decides between equal logits).
+        tokens are those of a call without a session, but where rounding decides between nearly equal logits: what is
+        new sees the rest as the cache keeps it, coarsely in int8; a prompt that is read whole sees itself exactly.
         """
         return Session(self)
 
