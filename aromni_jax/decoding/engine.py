@@ -211,7 +211,14 @@ class Engine:
     def limits(self, request: Request, number: int = 0) -> Limits:
         """The request's limits, cut to the room that the context leaves; `UserError` if that is too little."""
         where = f"request {request.id or number}"
-        prompt = np.asarray(request.prompt_tokens)
+        for name in ("max_new_tokens", "max_spans", "seed"):
+            value = getattr(request, name)
+            if not isinstance(value, int | np.integer):
+                raise UserError(f"{where}: {name} must be a whole number, got {value!r}")
+        try:
+            prompt = np.asarray(request.prompt_tokens)
+        except ValueError:  # lists of several lengths
+            prompt = np.zeros(0)
         context = self.context
         if prompt.ndim != 1 or not prompt.size or not np.issubdtype(prompt.dtype, np.integer):
             raise UserError(f"{where}: the prompt must be a list of token ids, at least one")
