@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an answer in letters that the terminal does not know is no failure
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="aromni", description=aromni_jax.__doc__)
     parser.add_argument("--version", action="version", version=f"aromni_jax {aromni_jax.__version__}")

@@ -72,10 +72,16 @@ class Engine:
         cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None,
         mesh: Mesh | None = None,
     ) -> None:
+        for name, size in (("chunk", chunk), ("max_batch", max_batch)):
+            if size < 1:
+                raise UserError(f"engine: {name} must be at least 1, got {size}")
+        grammars = {"strict": Grammar, "reference": ReferenceGrammar}
+        if grammar not in grammars:
+            raise UserError(f"engine: grammar {grammar!r}: use one of {', '.join(grammars)}")
         self.vocabulary = model.vocabulary
         self._place = Placement(model.config, mesh, cache_dtype)
         self._params, self._config = self._place.params(model.params), model.config
-        self.grammar = {"strict": Grammar, "reference": ReferenceGrammar}[grammar](model.vocabulary)
+        self.grammar = grammars[grammar](model.vocabulary)
         self._text_codec, self._speech_codec = text_codec, speech_codec
         self._chunk, self._max_batch = chunk, max_batch
 
@@ -88,7 +94,8 @@ class Engine:
         """A place for the caches of one or more dialogs between their turns: give it to every call for them.
 
         A follow-up turn, whose prompt begins with an earlier prompt and its answer, then reads only what is new. Its
-        tokens are those of a call without a session (but where rounding decides between equal logits).
+        tokens are those of a call without a session, but where rounding decides between nearly equal logits: what is
+        new sees the rest as the cache keeps it, coarsely in int8; a prompt that is read whole sees itself exactly.
         """
         return Session(self)
 
@@ -111,8 +118,8 @@ class Engine:
         room for one, and should have it ready; a `RequestQueue` may be filled by other threads meanwhile, and the
         stream ends when it is closed and empty. A bad request of theirs is `Done` with the error, and the others go on.
 
-        Closing the iterator cancels what is not done; the session keeps what has been emitted until then. Nothing is
-        decoded while nobody asks for events, but for two chunks.
+        Closing the iterator cancels what is not done; the session keeps what has been emitted until then (after Ctrl-C
+        in the middle of a chunk, nothing). Nothing is decoded while nobody asks for events, but for two chunks.
 
         Args:
           session: for a list only.
@@ -204,7 +211,14 @@ class Engine:
     def limits(self, request: Request, number: int = 0) -> Limits:
         """The request's limits, cut to the room that the context leaves; `UserError` if that is too little."""
         where = f"request {request.id or number}"
-        prompt = np.asarray(request.prompt_tokens)
+        for name in ("max_new_tokens", "max_spans", "seed"):
+            value = getattr(request, name)
+            if not isinstance(value, int | np.integer):
+                raise UserError(f"{where}: {name} must be a whole number, got {value!r}")
+        try:
+            prompt = np.asarray(request.prompt_tokens)
+        except ValueError:  # lists of several lengths
+            prompt = np.zeros(0)
         context = self.context
         if prompt.ndim != 1 or not prompt.size or not np.issubdtype(prompt.dtype, np.integer):
             raise UserError(f"{where}: the prompt must be a list of token ids, at least one")

@@ -136,7 +136,7 @@ class Grammar:
         return Rules(
             limit_b=jnp.asarray([limit.max_new_tokens for limit in limits], jnp.int32),
             first_b=jnp.asarray([-1 if limit.first is None else limit.first for limit in limits], jnp.int32),
-            max_spans_b=jnp.asarray([limit.max_spans for limit in limits], jnp.int32),
+            max_spans_b=jnp.asarray([min(limit.max_spans, limit.max_new_tokens) for limit in limits], jnp.int32),
             allowed_bs=jnp.asarray([[state in limit.allowed for state in states] for limit in limits], bool),
         )
 

@@ -99,6 +99,22 @@ class Pool:
 
     def run(self, feed: Feed) -> Generator[list[Progress]]:
         """Decode what `feed` gives until nothing more can come; yields what has become of it, after every chunk."""
+        try:
+            yield from self._run(feed)
+        except GeneratorExit:
+            raise
+        except BaseException:  # Ctrl-C, too: it may have come between a chunk and what the host knows of it
+            self._carry = None
+            self._pending.clear()
+            raise
+
+    def leave(self) -> Rows | None:
+        """The cache and what it holds, when `run` has ended or been closed; None if it was interrupted or failed."""
+        while self._pending:
+            self._read()
+        return Rows(self._carry.cache, self._seats.held, self._used) if self._carry else None
+
+    def _run(self, feed: Feed) -> Generator[list[Progress]]:
         waiting: list[Row] = []
         while True:
             stopped = feed.stopped()
@@ -114,12 +130,6 @@ class Pool:
             if self._pending and (len(self._pending) > 1 or not sent):
                 progress += self._read()
             yield progress
-
-    def leave(self) -> Rows | None:
-        """The cache and what it holds, when `run` has ended or been closed; None if a program failed."""
-        while self._pending:
-            self._read()
-        return Rows(self._carry.cache, self._seats.held, self._used) if self._carry else None
 
     def _working(self) -> bool:
         """Is there a row that may have tokens to come beyond those of the chunks on their way?"""
@@ -141,7 +151,7 @@ class Pool:
         room = self._carry is not None and self._reach(slots) <= self._carry.cache.length and more <= 0
         if self._pending and (vacant or not room):
             return False
-        if vacant and 2 * len(waiting) > len(self._seats.rows):
+        if vacant and (self._keep or 2 * len(waiting) > len(self._seats.rows)):
             self._begin(waiting)
         else:
             if not room:
@@ -162,9 +172,8 @@ class Pool:
     def _send(self) -> None:
         """Ask for a chunk; there must be room."""
         self._inputs = self._inputs or self._seats.inputs(self._grammar)
-        carry, self._carry = self._carry, None  # there is nothing to leave behind if the program fails
         self._carry, told_3sb = decode(
-            self._params, carry, self._inputs, jnp.asarray(self._pace, jnp.int32),
+            self._params, self._carry, self._inputs, jnp.asarray(self._pace, jnp.int32),
             config=self._config, grammar=self._grammar, steps=self._chunk, guided=bool(self._seats.sides),
         )  # fmt: skip
         told_3sb.copy_to_host_async()
@@ -197,7 +206,7 @@ class Pool:
     # -- seats ---------------------------------------------------------------------------------------
 
     def _begin(self, rows: Sequence[Row]) -> None:
-        """Read the prompts of nearly as many requests as there are seats, in a cache of their own, all at once."""
+        """Read the prompts of requests that begin together, in a cache of their own or the one left for them."""
         seats, self._inputs, self._carry = self._seats, None, None
         seats.add_sides(sum(len(row.side) for row in rows) - seats.sides.count(None))
         seats.take(rows)
@@ -229,9 +238,9 @@ class Pool:
             self._used = max(self._used, slots)
             for chunk in self._pending:
                 chunk.firm = True
-            carry, self._carry, self._inputs = self._carry, None, None
             places = (jnp.asarray(places, jnp.int32) for places in (mains, sides))
-            self._carry = join(carry, new, *places, jnp.asarray(self._used, jnp.int32))
+            self._carry = join(self._carry, new, *places, jnp.asarray(self._used, jnp.int32))
+            self._inputs = None
             for at, prompt in zip([*mains, *sides], [*(row.prompt for row in group), *side], strict=True):
                 self._seats.held[at], self._seats.prompt_slots[at] = prompt, slots
 

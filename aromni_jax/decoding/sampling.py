@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from aromni_jax.decoding.grammar import State
 from aromni_jax.decoding.selection import at_share, first_best, truncate
 from aromni_jax.errors import UserError
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +39,10 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name, good in (
-            ("temperature", self.temperature > 0),
-            ("top_k", self.top_k >= 0),
+            ("temperature", 0 < self.temperature <= _LARGEST),
+            ("top_k", 0 <= self.top_k < 2**31),
             ("top_p", 0 <= self.top_p <= 1),
-            ("repetition_penalty", self.repetition_penalty > 0),
+            ("repetition_penalty", 0 < self.repetition_penalty <= _LARGEST),
         ):
             if not good:
                 raise UserError(f"policy: {name} {getattr(self, name)} is out of range")
@@ -113,12 +116,15 @@ def choose(
     """Next token of every row, int32 [B].
 
     Args:
-      logits_bv: float32.
-      allowed_bv, seen_bv: bool; at least one id is allowed per row.
+      logits_bv: float32; NaN counts as the least of numbers.
+      allowed_bv, seen_bv: bool; at least one id is allowed per row, and no other is ever chosen.
       policy: [B] arrays.
       keys_b: `row_keys`; the draw of a row depends on its own key and `step_b` (int [B]) only.
     """
-    masked_bv = jnp.where(allowed_bv, penalise(logits_bv, seen_bv, policy.repetition_penalty), -jnp.inf)
+    penalised_bv = penalise(logits_bv, seen_bv, policy.repetition_penalty)
+    # Finite, so that what is not allowed is always worse; a comparison with NaN is false.
+    finite_bv = jnp.where(penalised_bv > -_LARGEST, jnp.minimum(penalised_bv, _LARGEST), -_LARGEST)
+    masked_bv = jnp.where(allowed_bv, finite_bv, -jnp.inf)
     best_b = first_best(masked_bv)
 
     def draw() -> jax.Array:

@@ -34,10 +34,10 @@ class Rows:
 class Session:
     """The caches that a call of the engine leaves behind, for the next call to go on from; see `Engine.session`.
 
-    It saves time and never changes an answer: every request looks for the longest beginning of its prompt among the
-    rows left behind, and reads the rest. So it does not matter whether a dialog was cancelled in the middle of a turn,
-    began anew, lost its oldest turns or changed places in the batch. Rows that a call makes no use of are forgotten.
-    The memory is free once the session is dropped.
+    It saves time and changes no answer, but by rounding: every request looks for the longest beginning of its prompt
+    among the rows left behind, and reads the rest. So it does not matter whether a dialog was cancelled in the middle
+    of a turn, began anew, lost its oldest turns or changed places in the batch. Rows that a call makes no use of are
+    forgotten. The memory is free once the session is dropped.
 
     Attributes:
       owner: the engine whose model filled the caches.

@@ -55,7 +55,8 @@ def splash_attend(
         return _rows(kernel, q_bhse, k_bkte, v_bkte, *segments).swapaxes(1, 2)
 
     spec = functools.partial(DEFAULT_RULES.spec, mesh=mesh)
-    q_spec = spec("batch", "heads", "seq", None, shape=q_bhse.shape)
+    b, h, s, e = q_bhse.shape
+    q_spec = spec("batch", "heads", "seq", None, shape=(b, h, s // _LANES, e))  # the kernel takes whole blocks
     k_spec = spec("batch", "kv_heads", None, None, shape=k_bkte.shape)
     if k_spec[1] != q_spec[1]:  # fewer than devices: every query head brings its own
         k_bkte, v_bkte = (jnp.repeat(x, q_bhse.shape[1] // x.shape[1], axis=1) for x in (k_bkte, v_bkte))

@@ -135,7 +135,7 @@ def read_jsonl(path: pathlib.Path) -> list[tuple[int, Any]]:
         if line.strip():
             try:
                 rows.append((number, json.loads(line)))
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # also a number of too many digits
                 rows.append((number, UserError(f"not JSON ({getattr(error, 'msg', error)})")))
     return rows
 

@@ -169,7 +169,7 @@ def _rows(path: pathlib.Path) -> list[Any]:
     try:
         value = json.loads(text)
         return value if isinstance(value, list) else [value]
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         rows = read_jsonl(path)
         lines = [UserError(f"line {at}: {row}") if isinstance(row, UserError) else row for at, row in rows]
         if path.suffix == ".jsonl" or (lines and isinstance(lines[0], dict)):
@@ -204,6 +204,6 @@ def _seconds(field: str, given: Mapping[str, Any]) -> float:
 
 def _tokens(field: str, given: Mapping[str, Any]) -> tuple[int, ...]:
     value = given.get(field, [])
-    if not isinstance(value, list) or not all(isinstance(token, int) for token in value):
+    if not isinstance(value, list) or not all(type(token) is int and 0 <= token < 2**31 for token in value):
         raise UserError(f"{field} must be a list of token ids, got {value!r}")
     return tuple(value)

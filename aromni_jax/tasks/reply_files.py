@@ -146,4 +146,5 @@ def _uid() -> str:
 
 
 def _write_text(path: pathlib.Path, text: str) -> None:
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    # What UTF-8 cannot hold (half of a surrogate pair, in a bad line that is told of) becomes its JSON escape.
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,18 @@ def test_debug_shows_the_traceback(tmp_path):
 
     with pytest.raises(UserError):
         main(["train", "--debug", "--config", "none.py", "--run-dir", str(tmp_path)])
+
+
+def test_letters_that_the_terminal_does_not_know_are_told_all_the_same(tmp_path):
+    code = (
+        "from aromni_jax.cli import inspect\n"
+        "from aromni_jax.cli.main import main\n"
+        "inspect.run = lambda args: print('caf\\u00e9')\n"
+        "main(['inspect', 'x'])\n"
+    )
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, env=environment, capture_output=True, text=True)
+    assert done.stdout == "caf\\xe9\n", done.stderr
 
 
 def test_help_of_the_program_is_quick_and_imports_no_jax():

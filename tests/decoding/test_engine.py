@@ -339,5 +339,11 @@ def test_bad_prompts(model, tokens, message):
         list(Engine(model).stream([Request(prompt_tokens=tokens)]))
 
 
+@pytest.mark.parametrize(("name", "value"), [("chunk", 0), ("max_batch", -1), ("grammar", "strikt")])
+def test_bad_engines(model, name, value):
+    with pytest.raises(UserError, match=f"engine: {name} .*{value}"):
+        Engine(model, **{name: value})
+
+
 def test_no_requests(model):
     assert Engine(model).generate([]) == []

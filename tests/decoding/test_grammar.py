@@ -143,3 +143,7 @@ def test_smallest_room_is_enough():
         GRAMMAR.check(limits, "request")
         tokens, _, states = (np.asarray(x) for x in run(GRAMMAR.rules([limits]), np.zeros((STEPS, 1, V.size))))
         check_answer(tokens[states[:, 0] != State.DONE, 0].tolist(), limits)
+
+
+def test_more_spans_than_a_number_holds_are_as_good_as_any():
+    assert GRAMMAR.rules([Limits(5, max_spans=2**40)]).max_spans_b.tolist() == [5]

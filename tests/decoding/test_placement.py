@@ -111,6 +111,23 @@ def test_an_unknown_cache_is_refused(model):
         Engine(model, cache_dtype="int4")
 
 
+def test_few_dialogs_on_a_mesh_go_on_from_their_cache(model, monkeypatch):
+    """One, where rows are filled up to four."""
+    engine, left = Engine(model, mesh=make_mesh(MeshConfig(fsdp=4, tensor=2))), object()
+
+    class Found(Exception):
+        pass
+
+    def begin(rows, *_):
+        raise Found(rows is left)
+
+    monkeypatch.setattr("aromni_jax.decoding.pool.begin", begin)
+    session = engine.session()
+    session.put(0, left)
+    with pytest.raises(Found, match="True"):
+        engine.generate(requests(PROMPTS)[:1], session)
+
+
 def test_requests_come_and_go_on_a_mesh(model):
     """Three of them on two seats, the last guided by two side rows; rows are filled up to what the devices divide."""
     how = [(0, 20), (2, 12), (1, 20)]

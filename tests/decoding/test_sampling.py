@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -156,8 +157,25 @@ def test_a_draw_depends_on_own_seed_and_step_only():
     assert len(set(draw(Policy(), logits, [3] * 8, range(8)))) > 1
 
 
+@pytest.mark.parametrize("greedy", [True, False])
+def test_an_allowed_id_is_chosen_whatever_the_logits(greedy):
+    """Those of a model that has gone wrong, or of one whose logits leave float32 by the penalty."""
+    rng = np.random.default_rng(0)
+    logits = np.repeat(np.asarray([np.nan, np.inf, -np.inf, 3e38, -3e38], np.float32), 2)[:, None] * np.ones((1, 9))
+    allowed = np.zeros(logits.shape, bool)
+    allowed[np.arange(10), rng.integers(1, 8, 10)] = True
+    policy = Policy(greedy=greedy, temperature=0.5, top_k=3, top_p=0.9, repetition_penalty=5.0)
+    policies = Policies.stack([dict.fromkeys(State, policy)] * 10).at(jnp.zeros(10, jnp.int32))
+    seen = jnp.asarray(rng.random(logits.shape) < 0.5)
+    chosen = choose(
+        jnp.asarray(logits, jnp.float32), jnp.asarray(allowed), seen, policies, row_keys(range(10)), jnp.arange(10)
+    )
+    assert allowed[np.arange(10), chosen].all()
+
+
 @pytest.mark.parametrize("field", ["temperature", "top_k", "top_p", "repetition_penalty"])
-def test_policies_out_of_range(field):
-    with pytest.raises(UserError, match=f"policy: {field} -1"):
-        Policy(**{field: -1})
+@pytest.mark.parametrize("value", [-1, float("inf"), 1e300])
+def test_policies_out_of_range(field, value):
+    with pytest.raises(UserError, match=f"policy: {field} {re.escape(str(value))} is out of range"):
+        Policy(**{field: value})
     assert GREEDY.greedy

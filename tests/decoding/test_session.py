@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aromni_jax.config import ModelConfig
 from aromni_jax.decoding import Done, Engine, Guidance, Policy, Request, State, StateChange
 from aromni_jax.decoding import loop as loop_module
+from aromni_jax.decoding import pool as pool_module
 from aromni_jax.decoding.guidance import Reads, follow
 from aromni_jax.decoding.session import match
 from aromni_jax.errors import UserError
@@ -145,6 +146,24 @@ def test_a_cancelled_turn_leaves_what_it_had_emitted(engine):
     assert max(row.usage.new_tokens for row in plain) > 8, "else nothing was cancelled"
     # The same prompts again: only their last tokens are read.
     assert [row.usage.fed_tokens for row in whole] == [1, 1, 1]
+
+
+def test_nothing_stays_of_a_turn_that_was_interrupted_in_a_chunk(engine, monkeypatch):
+    """Ctrl-C comes where the host waits for a chunk: the cache holds tokens that the host has not seen."""
+    batch, session = requests(openings()), engine.session()
+    asarray, coming = np.asarray, [KeyboardInterrupt]
+
+    def interrupted(array, *args):
+        if isinstance(array, jax.Array) and array.ndim == 3 and coming:
+            raise coming.pop()
+        return asarray(array, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(pool_module, "np", types.SimpleNamespace(**{**vars(np), "asarray": interrupted}))
+        engine.generate(batch, session)
+    assert session.take(0) is None
+    again, plain = engine.generate(batch, session), engine.generate(batch)
+    assert [row.tokens.tolist() for row in again] == [row.tokens.tolist() for row in plain]
 
 
 def test_dialogs_may_change_places_stop_and_split(engine, shapes):

@@ -35,9 +35,14 @@ def values_and_gradients(attend, arrays):
     return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arrays)
 
 
-@pytest.mark.parametrize("mesh", [None, MeshConfig(fsdp=2, context=2, tensor=2), MeshConfig(context=2, tensor=4)])
+@pytest.mark.parametrize(
+    "mesh",
+    [None, MeshConfig(fsdp=2, context=2, tensor=2), MeshConfig(context=2, tensor=4), MeshConfig(context=8)],
+    ids=str,
+)
 def test_splash_equals_reference(arrays, mesh, monkeypatch):
-    """Values and gradients, packed and padded, on one device and with rows, heads and queries over a mesh."""
+    """Values and gradients, packed and padded, on one device and with rows, heads and queries over a mesh; the last one
+    has more devices than a row has blocks of queries."""
     monkeypatch.setattr(fused, "_QUERIES", 128)
     monkeypatch.setattr(fused, "_KEYS", 128)
     qkv, visibility = arrays

@@ -89,12 +89,13 @@ def test_a_changed_file_is_read_again(assistant, tmp_path):
 
 
 def test_bad_items_are_named(assistant, tmp_path):
-    """A context of 256: the long text has no room."""
-    given = [*items("a", "b" * 300, " "), Item("list, line 4", "", "not JSON"), *items("c")]
+    """A context of 256: the long text has no room. A name may be what UTF-8 cannot hold."""
+    given = [*items("a", "b" * 300, " "), Item("list, line 4, \ud800", "", "not JSON"), *items("c")]
     records, _ = run(assistant, tmp_path, SAY, given)
     assert ["error" in row for row in records] == [False, True, True, True, False]
     assert "tokens, the context only 256" in records[1]["error"]
     assert [records[at]["error"] for at in (2, 3)] == ["the text is empty", "not JSON"]
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["results"] == records
     assert run(assistant, tmp_path, SAY, given)[1] == [given[at].id for at in (1, 2, 3)], "bad ones are tried again"
 
 
@@ -113,7 +114,15 @@ def test_room_and_sound(assistant, tmp_path):
 
 def test_lists(tmp_path):
     (tmp_path / "t.txt").write_text("one\n\n two \n")
-    lines = ['{"audio": "a.wav", "id": "5\u2028"}', "{", "", '{"audo": "b.wav"}', '{"audio": "c.wav", "idd": 1}', "3"]
+    lines = [
+        '{"audio": "a.wav", "id": "5\u2028"}',
+        "{",
+        "",
+        '{"audo": "b.wav"}',
+        '{"audio": "c.wav", "idd": 1}',
+        "3",
+        "1" * 5000,
+    ]
     (tmp_path / "l.jsonl").write_text("\n".join(lines))
     assert read_items([str(tmp_path / "t.txt"), "three"], "text") == items("one", "two", "three")
     listed = read_items([str(tmp_path / "l.jsonl"), "x/d.wav"], "audio")
@@ -124,6 +133,7 @@ def test_lists(tmp_path):
         ("4", 'expected an object with a string "audio"'),
         ("5", "unknown field 'idd'; known are audio and id"),
         ("6", 'expected an object with a string "audio"'),
+        ("7", "not JSON"),
     ]
     for bad, message in (("none.jsonl", "no such file"), ("", "it is empty")):
         (tmp_path / "empty.txt").write_text("\n")

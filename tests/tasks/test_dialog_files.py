@@ -73,7 +73,14 @@ def test_what_is_wrong_stands_in_its_place(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not JSON"), ("", "not JSON"), ("[]", "no turn"), ('{"turns": []}', "no turn"), ("[\n{},\n", "not JSON")],
+    [
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ("9" * 5000, "not JSON"),
+        ("[]", "no turn"),
+        ('{"turns": []}', "no turn"),
+        ("[\n{},\n", "not JSON"),
+    ],
 )
 def test_files_of_no_use(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
@@ -120,6 +127,7 @@ def test_fields():
         ({"text": "a", "silence_head_sec": -1}, "silence_head_sec must be seconds between 0 and 60, got -1"),
         ({"text": "a", "silence_tail_sec": True}, "silence_tail_sec must be seconds"),
         ({"text": "a", "silence_tail_tokens": ["x"]}, "silence_tail_tokens must be a list of token ids"),
+        ({"text": "a", "silence_tail_tokens": [2**99]}, "silence_tail_tokens must be a list of token ids"),
     ],
 )
 def test_bad_turns(value, message):
