@@ -118,8 +118,9 @@ def _figures(
         "compiler_s": compiler,
         "step_s": step,
         "links_s": sum(sent.values()) / chip.links,
-        "mfu": analytic / (chip.flops * step),
-        "tokens_per_second": tokens / step,
+        # Only a TPU's compiler estimates cycles.
+        "mfu": analytic / (chip.flops * step) if step else 0.0,
+        "tokens_per_second": tokens / step if step else 0.0,
     }
 
 

@@ -101,11 +101,7 @@ def test_attention_kernels():
     """Text that breaks a line inside an instruction, as kernels' metadata does."""
     operands = "operand_layout_constraints={s8[1,4,4]{2,1,0}, s8[1,4,4]{2,1,0}, bf16[2,512,128]{2,1,0}}"
     tail = 'frontend_attributes={kernel_metadata={\n"x":"{}"\n}}, metadata={op_name="k"}'
-    forward, backward = (
-        alone(
-            f'%splash_mha_{name}.1 = f32[64] custom-call(%big), custom_call_target="tpu_custom_call", {operands}, {tail}'
-        )
-        for name in ("fwd_segmented", "dkv_segmented")
-    )
+    call = f"f32[64] custom-call(%big), {operands}, {tail}"
+    forward, backward = (alone(f"%splash_mha_{name}.1 = {call}") for name in ("fwd_segmented", "dkv_segmented"))
     one_product = 2 * (2 * 512 * 128) * 512 * 10 / 16  # of 16 blocks 6 lie above the diagonal
     assert kernel_flops(forward) == 2 * one_product and kernel_flops(backward) == 5 * one_product
