@@ -13,7 +13,11 @@ from aromni_jax.errors import UserError
 
 EXAMPLE = "aromni compile --mode train --topology v5e:16x16 --model ar-omni --batch 1 2 4 --out runs/compile.json"
 
-_SEARCH = {"batch": [1, 2, 4, 8], "remat": ["full", "dots"], "mesh": ["fsdp=-1", "fsdp=-1,tensor=2"]}
+_SEARCH: dict[str, list[Any]] = {
+    "batch": [1, 2, 4, 8],
+    "remat": ["full", "dots"],
+    "mesh": ["fsdp=-1", "fsdp=-1,tensor=2"],
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +110,9 @@ def _train(args: argparse.Namespace, config: Any) -> tuple[list[dict[str, Any]],
     from aromni_jax.compile import Trial, compile_training, search, target, training_markdown
     from aromni_jax.vocabulary import JointVocabulary
 
-    tried = _SEARCH if args.search else {"batch": [1], "remat": [config.remat], "mesh": ["fsdp=-1"]}
+    tried: dict[str, list[Any]] = {"batch": [1], "remat": [config.remat], "mesh": ["fsdp=-1"]}
+    if args.search:
+        tried = _SEARCH
     meshes = [_mesh(text) for text in args.mesh or tried["mesh"]]
     rows = []
     for name in args.topology:
