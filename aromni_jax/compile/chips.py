@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,17 +24,21 @@ class Chip:
       memory: bytes of HBM that a program may use: what the compiler says when one does not fit.
       bandwidth: of the HBM, bytes per second, as published.
       clock: Hz, for the compiler's cycles.
+      flops: of bfloat16 products per second, as published.
+      links: bytes per second that reach it over all its links to other chips together, as published.
     """
 
     memory: float
     bandwidth: float
     clock: float
+    flops: float = math.nan
+    links: float = math.nan
 
 
 CHIPS = {
-    "v5e": Chip(15.75 * 2**30, 819e9, 1.503e9),
-    "v5p": Chip(95.74 * 2**30, 2765e9, 1.75e9),
-    "v6e": Chip(31.25 * 2**30, 1640e9, 1.75e9),
+    "v5e": Chip(15.75 * 2**30, 819e9, 1.503e9, 197e12, 200e9),
+    "v5p": Chip(95.74 * 2**30, 2765e9, 1.75e9, 459e12, 600e9),
+    "v6e": Chip(31.25 * 2**30, 1640e9, 1.75e9, 918e12, 448e9),
 }
 
 
@@ -73,3 +79,9 @@ def target(name: str) -> Target:
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         raise UserError(f"topology {name!r}: {str(error).splitlines()[0]}") from error
     return Target(name, CHIPS[generation], devices)
+
+
+def needed_gib(words: str) -> float | None:
+    """GiB that a program wants of the HBM, from the compiler's refusal: "(34.52G) exceeds ...", "Used 17.1G of ..."."""
+    found = re.search(r"(?:Used |\()([\d.]+)G\b", words)
+    return float(found.group(1)) if found else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import time
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from aromni_jax.compile.chips import Target
+from aromni_jax.compile.chips import Target, needed_gib
 from aromni_jax.compile.hlo import Program
 from aromni_jax.config import MeshConfig, ModelConfig
 from aromni_jax.decoding import Grammar, Limits
@@ -104,7 +103,7 @@ def _compiled(lowered: jax.stages.Lowered, target: Target, trips: int) -> tuple[
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return {"fits": False, "needed_gib": _needed(str(error))}, None
+        return {"fits": False, "needed_gib": needed_gib(str(error))}, None
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None, "the compiler tells"
     peak = (
@@ -128,12 +127,6 @@ def _compiled(lowered: jax.stages.Lowered, target: Target, trips: int) -> tuple[
         "seconds_of_compilation": time.perf_counter() - started,
     }
     return figures, compiled
-
-
-def _needed(words: str) -> float | None:
-    """GiB that a program wants of the HBM, from the compiler's refusal: "(34.52G) exceeds ...", "Used 17.1G of ..."."""
-    found = re.search(r"(?:Used |\()([\d.]+)G\b", words)
-    return float(found.group(1)) if found else None
 
 
 def _arguments(

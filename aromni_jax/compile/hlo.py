@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0}  # others by the number in their name
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
@@ -84,7 +84,7 @@ class Program:
             if head:
                 name, lines = head.group(2), []
                 self._entry = name if head.group(1) else self._entry
-            elif line.startswith("}") and name:
+            elif line == "}" and name:
                 self._computations[name] = _parse(lines)
                 name = ""
             elif name:
@@ -99,6 +99,23 @@ class Program:
         computation = self._computations[self._entry]
         once = [line for line in computation.instructions.values() if line.opcode != "while"]
         return _total(self._instruction(computation, line) for line in once)
+
+    def visits(self) -> Iterator[tuple[_Computation, _Instruction, int]]:
+        """Every instruction of one call, inside fusions and loops too, with its computation and how often it runs."""
+        yield from self._visits(self._entry, 1)
+
+    def _visits(self, name: str, times: int) -> Iterator[tuple[_Computation, _Instruction, int]]:
+        computation = self._computations[name]
+        for line in computation.instructions.values():
+            yield computation, line, times
+            if line.opcode == "while":
+                body, condition = line.called("body"), line.called("condition")
+                assert body and condition, line
+                yield from self._visits(body, times * self._runs(self._computations[condition]))
+            elif line.opcode in ("fusion", "call", "async-start"):
+                inner = line.called("calls") or line.called("to_apply")
+                if inner:
+                    yield from self._visits(inner, times)
 
     def _of(self, name: str) -> Traffic:
         if name not in self._known:
@@ -140,10 +157,10 @@ class Program:
             read = sum(self._read(inner, n, of) for n, of in enumerate(operands))
             return read + self._written(inner, inner.root, line.type)
         if line.opcode in ("dynamic-slice", "slice", "gather"):
-            return (_plain_size(line.type) if _in_hbm(operands[0]) else 0) + _size(line.type)
+            return (array_sizes(line.type) if _in_hbm(operands[0]) else 0) + _size(line.type)
         if line.opcode in ("dynamic-update-slice", "scatter"):
             update = operands[1 if line.opcode == "dynamic-update-slice" else 2]
-            return _size(update) + (_plain_size(update) if _in_hbm(line.type) else 0)
+            return _size(update) + (array_sizes(update) if _in_hbm(line.type) else 0)
         if line.opcode == "slice-start":  # (operand, result, context)
             part = _ARRAY.findall(line.type)[1]
             read = _array_size(*part, everywhere=True) if _in_hbm(operands[0]) else 0
@@ -158,7 +175,7 @@ class Program:
         """Bytes that a fused computation reads of its parameter `number`, which lies where `of` says."""
         if not _in_hbm(of):
             return 0.0
-        whole = _plain_size(of)
+        whole = array_sizes(of)
         return min(whole, self._used(computation, computation.parameters[number], whole))
 
     def _used(self, computation: _Computation, name: str, whole: float) -> float:
@@ -166,7 +183,7 @@ class Program:
         for user in computation.users(name):
             place = user.operands.index(name)
             if user.opcode in ("dynamic-slice", "slice", "gather") and place == 0:
-                total += _plain_size(user.type)
+                total += array_sizes(user.type)
             elif user.opcode == "bitcast" or (user.opcode == "dynamic-update-slice" and place == 0):
                 total += self._used(computation, user.name, whole)  # an update in place reads nothing by itself
             elif user.opcode == "tuple":
@@ -190,10 +207,10 @@ class Program:
             return 0.0
         if root.opcode == "bitcast":
             source = computation.instructions[root.operands[0]]
-            return self._written(computation, source, of) if source.opcode != "parameter" else _plain_size(of)
+            return self._written(computation, source, of) if source.opcode != "parameter" else array_sizes(of)
         if root.opcode == "dynamic-update-slice":
-            return _plain_size(computation.instructions[root.operands[1]].type)
-        return _plain_size(of)
+            return array_sizes(computation.instructions[root.operands[1]].type)
+        return array_sizes(of)
 
 
 def _total(parts: Iterable[Traffic]) -> Traffic:
@@ -244,7 +261,7 @@ def _size(kind: str) -> float:
     return sum(_array_size(*array, everywhere=False) for array in _ARRAY.findall(kind))
 
 
-def _plain_size(kind: str) -> float:
+def array_sizes(kind: str) -> float:
     """Bytes of the arrays in a type, wherever they lie."""
     return sum(_array_size(*array, everywhere=True) for array in _ARRAY.findall(kind))
 

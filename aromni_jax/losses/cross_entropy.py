@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from aromni_jax.parallel import sum_over_rows
+
 
 class CrossEntropy(NamedTuple):
     """Per position, float32 [b, s]: -log p(target), log of the normaliser, 1 where the target scores highest."""
@@ -78,7 +80,9 @@ def _backward(tile: int, residuals: tuple[jax.Array, ...], cotangent: CrossEntro
         d_bsv = (share_bsv - jnp.where(hit_bsv, cotangent.ce_bs[..., None], 0.0)).astype(hidden_bsd.dtype)
         kernel_dv = kernel_dv.astype(hidden_bsd.dtype)
         d_hidden_bsd = jnp.einsum("bsv,dv->bsd", d_bsv, kernel_dv, preferred_element_type=jnp.float32)
-        d_kernel_dv = jnp.einsum("bsd,bsv->dv", hidden_bsd, d_bsv, preferred_element_type=jnp.float32)
+        d_kernel_dv = sum_over_rows(
+            _kernel_gradient, hidden_bsd, d_bsv, axes=("embed", "vocab"), dtype=hidden_bsd.dtype
+        )
         return d_hidden_bsd, d_kernel_dv
 
     if kept:
@@ -101,6 +105,10 @@ def _backward(tile: int, residuals: tuple[jax.Array, ...], cotangent: CrossEntro
         (d_hidden_bsd, d_head_dv), _ = jax.lax.scan(step, zeros, jnp.arange(-(-vocab // tile)))
     no_gradient = jnp.zeros(targets_bs.shape, jax.dtypes.float0)
     return d_hidden_bsd.astype(hidden_bsd.dtype), d_head_dv.astype(head_dv.dtype), no_gradient
+
+
+def _kernel_gradient(hidden_bsd: jax.Array, d_bsv: jax.Array) -> jax.Array:
+    return jnp.einsum("bsd,bsv->dv", hidden_bsd, d_bsv, preferred_element_type=jnp.float32)
 
 
 def _one_tile(vocab: int, tile: int) -> bool:

@@ -54,7 +54,7 @@ def _attention(
     b, s, d = x_bsd.shape
 
     def heads(kernel_dhe: jax.Array) -> jax.Array:
-        return linear(x_bsd, kernel_dhe.reshape(d, -1)).reshape(b, s, *kernel_dhe.shape[1:])
+        return linear(x_bsd, kernel_dhe.reshape(d, -1), ("embed", "heads")).reshape(b, s, *kernel_dhe.shape[1:])
 
     q_bshe, k_bske, v_bske = heads(layer["query"]), heads(layer["key"]), heads(layer["value"])
     q_norm, k_norm = layer["query_norm"], layer["key_norm"]
@@ -63,10 +63,10 @@ def _attention(
     q_bshe = shard(rotate(q_bshe, angles).astype(x_bsd.dtype), "batch", "seq", "heads", None)
     k_bske = rotate(k_bske, angles).astype(x_bsd.dtype)
     mixed_bshe = attend(q_bshe, k_bske.swapaxes(1, 2), v_bske.swapaxes(1, 2))
-    return linear(mixed_bshe.reshape(b, s, -1), layer["out"].reshape(-1, d))
+    return linear(mixed_bshe.reshape(b, s, -1), layer["out"].reshape(-1, d), ("heads", "embed"))
 
 
 def _swiglu(layer: Params, x_bsd: jax.Array, shard: Shard) -> jax.Array:
-    gate_bsf, up_bsf = linear(x_bsd, layer["gate"]), linear(x_bsd, layer["up"])
+    gate_bsf, up_bsf = (linear(x_bsd, layer[name], ("embed", "ffn")) for name in ("gate", "up"))
     mixed_bsf = shard(jax.nn.silu(gate_bsf) * up_bsf, "batch", "seq", "ffn")
-    return linear(mixed_bsf, layer["down"])
+    return linear(mixed_bsf, layer["down"], ("ffn", "embed"))

@@ -17,6 +17,7 @@ from aromni_jax.model.attention import backend
 from aromni_jax.model.block import Shard, block
 from aromni_jax.model.cache import KVCache, LayerCache
 from aromni_jax.model.cached import cached_attend
+from aromni_jax.model.embedding import embed
 from aromni_jax.model.norms import rms_norm
 from aromni_jax.model.parameters import Params, flatten, init_parameter, nest, parameter_table
 from aromni_jax.model.plain import Visibility, dense_mask
@@ -66,7 +67,7 @@ def forward(
         positions_bs = rows_bs if cache is None else cache.next_positions(fed_bs)
     # Whole along d before the lookup: a table split over fsdp in d would meet rows split over fsdp in b.
     table_vd = shard(params["embedder"]["embedding"].astype(config.compute_dtype), "vocab", None)
-    x_bsd = shard(table_vd[tokens_bs], "batch", "seq", None)
+    x_bsd = shard(embed(table_vd, tokens_bs), "batch", "seq", None)
     if cache is None:
         x_bsd = _row_layers(params["layers"], config, x_bsd, positions_bs, segment_ids_bs, shard)
     else:

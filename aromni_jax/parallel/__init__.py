@@ -9,6 +9,7 @@ from aromni_jax.parallel.processes import (
     same_everywhere,
     together,
 )
+from aromni_jax.parallel.reduction import sum_over_rows
 from aromni_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, batch_sharding, param_shardings, shard
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "param_shardings",
     "same_everywhere",
     "shard",
+    "sum_over_rows",
     "together",
 ]

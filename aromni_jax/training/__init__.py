@@ -3,6 +3,7 @@
 from aromni_jax.training.loop import Result, train
 from aromni_jax.training.metrics import Metrics, read_log
 from aromni_jax.training.optimizer import learning_rate, make_optimizer
+from aromni_jax.training.program import abstract_state, lower_step
 from aromni_jax.training.state import TrainState, make_state, state_shardings
 from aromni_jax.training.step import make_eval_step, make_train_step
 
@@ -10,7 +11,9 @@ __all__ = [
     "Metrics",
     "Result",
     "TrainState",
+    "abstract_state",
     "learning_rate",
+    "lower_step",
     "make_eval_step",
     "make_optimizer",
     "make_state",

@@ -18,12 +18,11 @@ from aromni_jax import data, store
 from aromni_jax.config import RunConfig
 from aromni_jax.convert import open_source, read_params
 from aromni_jax.errors import UserError
-from aromni_jax.model import Params, flatten, nest, parameter_table
+from aromni_jax.model import Params, flatten, nest
 from aromni_jax.parallel import (
     batch_sharding,
     check_shared,
     make_mesh,
-    param_shardings,
     same_everywhere,
     together,
 )
@@ -32,9 +31,10 @@ from aromni_jax.training.checkpoints import Checkpoints
 from aromni_jax.training.metrics import Metrics, MetricsLog, summary
 from aromni_jax.training.monitor import Monitor
 from aromni_jax.training.optimizer import make_optimizer
+from aromni_jax.training.program import abstract_state, lower_step
 from aromni_jax.training.progress import Clock, Progress, Say, losses, start_report
-from aromni_jax.training.state import TrainState, make_state, state_shardings
-from aromni_jax.training.step import EvalStep, make_eval_step, make_train_step
+from aromni_jax.training.state import TrainState, make_state
+from aromni_jax.training.step import EvalStep, make_eval_step
 from aromni_jax.vocabulary import JointVocabulary
 
 
@@ -88,11 +88,8 @@ def train(
 
     # State: described, then restored or made --------------------------------------------------------------
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    shapes = jax.eval_shape(lambda key: make_state(config.model, optimizer, key), jax.random.key(0))
-    shardings = state_shardings(shapes, param_shardings(parameter_table(config.model), mesh), replicated)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
-    )
+    abstract = abstract_state(config, optimizer, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     run_directory.mkdir(parents=True, exist_ok=True)
     check_shared(run_directory)
     checkpoints = Checkpoints(run_directory, config.train.keep_checkpoints)
@@ -120,10 +117,7 @@ def train(
     # Steps: compiled once, before the first one -----------------------------------------------------------
     clock = Clock()
     with jax.set_mesh(mesh), clock.phase("compile"):
-        train_step = jax.jit(
-            make_train_step(config, vocabulary, optimizer), donate_argnums=0, out_shardings=(shardings, replicated)
-        )
-        step_program = train_step.lower(abstract, _abstract_batch(config, rows), codebook).compile()
+        step_program = lower_step(config, vocabulary, optimizer, abstract, mesh, codebook).compile()
         eval_step = jax.jit(make_eval_step(config, vocabulary), out_shardings=replicated)
     if first_process:
         store.write_json(run_directory / "config.json", config.to_dict())
@@ -210,13 +204,6 @@ def _identity(config: RunConfig, manifest: data.Manifest) -> dict[str, Any]:
     del values["data.path"]
     data_set = hashlib.sha256(manifest.to_json().encode()).hexdigest()[:16]
     return {**values, "the data set": data_set, "jax": jax.__version__, "aromni_jax": aromni_jax.__version__}
-
-
-def _abstract_batch(config: RunConfig, rows: NamedSharding) -> data.Batch:
-    shape = (config.data.batch_size, config.data.sequence_length)
-    dtypes = {field.name: np.int32 for field in dataclasses.fields(data.Batch)} | {"loss_weights": np.float32}
-    fields = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()}
-    return data.Batch(**fields)
 
 
 def _to_devices(config: RunConfig, batch: data.Batch, rows: NamedSharding) -> data.Batch:

@@ -1,0 +1,182 @@
+"""The training step compiled for a TPU topology, and the search for the settings that train fastest on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from aromni_jax.compile.chips import Target, needed_gib
+from aromni_jax.compile.hlo import Program
+from aromni_jax.compile.work import collectives, kernel_flops, matmul_flops
+from aromni_jax.config import DataConfig, MeshConfig, ModelConfig, RunConfig
+from aromni_jax.errors import UserError
+from aromni_jax.model import flops_per_token, parameter_counts
+from aromni_jax.parallel import make_mesh
+from aromni_jax.training import abstract_state, lower_step, make_optimizer
+from aromni_jax.vocabulary import JointVocabulary
+
+KERNEL_SHARE = 0.5  # of the chip's peak at which attention kernels are taken to run: the compiler has no time for them
+_WIDTH = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One setting.
+
+    Attributes:
+      rows: of a batch, per chip.
+      remat: see `ModelConfig.remat`.
+      mesh: over the chips of the topology.
+    """
+
+    rows: int
+    remat: Literal["none", "dots", "full"]
+    mesh: MeshConfig
+
+
+def compile_training(
+    target: Target, model: ModelConfig, vocabulary: JointVocabulary, trial: Trial, length: int
+) -> dict[str, Any]:
+    """Figures per chip of one AdamW step with the perceptual loss, as JSON types; see `training_markdown`.
+
+    Args:
+      length: tokens of a row.
+
+    Returns:
+      "fits": False and what the compiler says is needed, and no more, if it refuses.
+
+    Raises:
+      UserError: a mesh that does not fit the topology.
+    """
+    chips = len(target.devices)
+    mesh = make_mesh(trial.mesh, target.devices)
+    model = dataclasses.replace(model, remat=trial.remat, param_dtype="float32")
+    if length > model.max_positions:
+        raise UserError(f"rows of {length} tokens are longer than the {model.max_positions} positions of the model")
+    config = RunConfig(model=model, data=DataConfig(sequence_length=length, batch_size=trial.rows * chips))
+    row: dict[str, Any] = {
+        "topology": target.name,
+        "chips": chips,
+        "mesh": dict(mesh.shape),
+        "rows": trial.rows,
+        "length": length,
+        "remat": trial.remat,
+    }
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    codebook_kc: Any = None
+    if model.perceptual_dim:
+        whole = NamedSharding(mesh, PartitionSpec())
+        shape = (len(vocabulary.image), model.perceptual_dim)
+        codebook_kc = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
+    started = time.perf_counter()
+    state = abstract_state(config, optimizer, mesh)
+    lowered = lower_step(config, vocabulary, optimizer, state, mesh, codebook_kc)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return row | {"fits": False, "needed_gib": needed_gib(str(error))}
+    row["seconds_of_compilation"] = time.perf_counter() - started
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None, "the compiler tells"
+    row |= {
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+        "peak": memory.peak_memory_in_bytes,
+    }
+    row["fits"] = memory.peak_memory_in_bytes + memory.argument_size_in_bytes <= target.chip.memory
+    return row | _figures(Program(text, trips=1), model, target, trial, mesh.shape["fsdp"], length)
+
+
+def _figures(
+    program: Program, model: ModelConfig, target: Target, trial: Trial, fsdp: int, length: int
+) -> dict[str, Any]:
+    chip, tokens = target.chip, trial.rows * length
+    analytic = flops_per_token(model, length) * tokens
+    matmuls, kernels, sent = matmul_flops(program), kernel_flops(program), collectives(program)
+    minimum = fsdp_minimum(model, fsdp)
+    compiler = program.traffic().cycles / chip.clock
+    step = compiler + kernels / (KERNEL_SHARE * chip.flops)
+    return {
+        "flops": {"model": analytic, "matmuls": matmuls, "kernels": kernels},
+        "flops_over_model": (matmuls + kernels) / analytic,
+        "policy_over_model": policy_flops(model, length) / flops_per_token(model, length),
+        "collectives": sent,
+        "collective_bytes": sum(sent.values()),
+        "fsdp_minimum": minimum,
+        "over_minimum": sum(sent.values()) / minimum if minimum else None,
+        "compiler_s": compiler,
+        "step_s": step,
+        "links_s": sum(sent.values()) / chip.links,
+        # Only a TPU's compiler estimates cycles.
+        "mfu": analytic / (chip.flops * step) if step else 0.0,
+        "tokens_per_second": tokens / step if step else 0.0,
+    }
+
+
+def fsdp_minimum(model: ModelConfig, fsdp: int) -> float:
+    """Bytes that a chip has to receive in a step when every parameter is split over `fsdp` chips.
+
+    All of them gathered forward and again backward (the embedding table forward only), and their gradients
+    scattered, in the dtype of computation.
+    """
+    counts = parameter_counts(model)
+    passes = 3 * counts["total"] - counts["embedder"]
+    return passes * _WIDTH[model.compute_dtype] * (fsdp - 1) / fsdp
+
+
+def policy_flops(model: ModelConfig, length: int) -> float:
+    """Training FLOPs per token with what the remat policy computes again: "full" a whole forward pass of the layers,
+    "dots" attention; the tiled cross entropy computes its scores again under every policy.
+    """
+    counts, forward = parameter_counts(model), flops_per_token(model, length, training=False)
+    head = 2 * counts["head"]
+    products = 2 * (counts["attention"] + counts["ffn"])
+    again = {"full": forward - head, "dots": forward - head - products, "none": 0.0}[model.remat]
+    tiled = 0 < model.logits_tile < model.vocab_size
+    return 3 * forward + again + (head if tiled else 0)
+
+
+def search(
+    target: Target,
+    rows: Sequence[int],
+    remats: Sequence[Any],
+    meshes: Sequence[MeshConfig],
+    compiled: Callable[[Trial], dict[str, Any]],
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Figures of every trial, those that fit first, the most tokens per second first; Ctrl-C ends it with what is done.
+
+    Larger batches are not tried where a smaller one does not fit.
+    """
+    done: list[dict[str, Any]] = []
+    full: set[tuple[Any, MeshConfig]] = set()
+    trials = list(_trials(rows, remats, meshes))
+    started = time.monotonic()
+    try:
+        for number, trial in enumerate(trials, 1):
+            if (trial.remat, trial.mesh) not in full:
+                done.append(compiled(trial))
+                if not done[-1]["fits"]:
+                    full.add((trial.remat, trial.mesh))
+            left = sum((later.remat, later.mesh) not in full for later in trials[number:])
+            eta = (time.monotonic() - started) / max(1, len(done)) * left
+            say(f"{target.name}: {number} of {len(trials)} tried, about {eta / 60:.0f} min left")
+    except KeyboardInterrupt:
+        say(f"{target.name}: stopped, {len(done)} of {len(trials)} compiled")
+    return sorted(done, key=lambda row: (not row["fits"], -row.get("tokens_per_second", 0.0)))
+
+
+def _trials(rows: Sequence[int], remats: Sequence[Any], meshes: Sequence[MeshConfig]) -> Iterator[Trial]:
+    for mesh, remat, number in itertools.product(meshes, remats, sorted(rows)):
+        yield Trial(number, remat, mesh)

@@ -1,0 +1,63 @@
+"""The figures of training as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_GIB = 2**30
+_NOTES = """\
+Everything per chip and step; nothing here was measured on a TPU. Peak: the compiler's, of temporaries in use at one
+time; it fits if peak and arguments are together less than what the compiler lets a program use of the chip's HBM.
+Model FLOPs: 6 per weight and token, attention causal, nothing computed twice. Compiled: matrix products of the
+scheduled program times how often its loops run, and the attention kernels by the blocks that they compute (a block on
+the diagonal whole). Policy: what the remat policy and the tiled cross entropy compute again, on paper. Collectives:
+bytes that reach a chip, all-reduce counted twice. FSDP minimum: parameters gathered forward and backward (the
+embedding table forward only), gradients scattered, all in the dtype of computation. Step: the compiler's own estimate
+of cycles at the chip's clock, plus the attention kernels at half of the chip's peak; it has nothing for transfers
+that are not hidden behind products. By the links: all collectives at the published bandwidth, one after the other.
+MFU: model FLOPs of the step over the chip's peak. Take times as +-10 %."""
+
+
+def training_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Two lines per setting, and what the columns are."""
+    fitting = [row for row in rows if "peak" in row]
+    return "\n".join(
+        [
+            "| topology, mesh | rows x tokens, remat | arguments | temporaries | outputs | peak (GiB) | fits |",
+            "|---|---|---|---|---|---|---|",
+            *(f"{_what(row)} | {_memory(row)} |" for row in rows),
+            "",
+            "| topology, mesh | rows x tokens, remat | model | matmuls + kernels (TFLOP) | compiled / model | policy "
+            "| collectives (GB) | / FSDP minimum | by the links (s) | step (s) | MFU | tokens/s |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+            *(f"{_what(row)} | {_work(row)} |" for row in fitting),
+            "",
+            _NOTES,
+            "",
+        ]
+    )
+
+
+def _what(row: Mapping[str, Any]) -> str:
+    mesh = " ".join(f"{axis}={size}" for axis, size in row["mesh"].items() if size > 1)
+    return f"| {row['topology']}, {mesh} | {row['rows']} x {row['length']}, {row['remat']}"
+
+
+def _memory(row: Mapping[str, Any]) -> str:
+    if "peak" not in row:
+        needed = row["needed_gib"]
+        return f"| | | {f'{needed:.2f}' if needed else '?'} | no"
+    sizes = [row[name] / _GIB for name in ("arguments", "temporaries", "outputs", "peak")]
+    return " | ".join(f"{size:.2f}" for size in sizes) + f" | {'yes' if row['fits'] else 'no'}"
+
+
+def _work(row: Mapping[str, Any]) -> str:
+    flops, kinds = row["flops"], row["collectives"]
+    sent = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in sorted(kinds.items(), key=lambda item: -item[1]))
+    over = row["over_minimum"]
+    return (
+        f"{flops['model'] / 1e12:.0f} | {flops['matmuls'] / 1e12:.0f} + {flops['kernels'] / 1e12:.0f} | "
+        f"{row['flops_over_model']:.3f} | {row['policy_over_model']:.3f} | {sent} | {f'{over:.2f}' if over else ''} | "
+        f"{row['links_s']:.2f} | {row['step_s']:.2f} | {row['mfu']:.0%} | {row['tokens_per_second']:.0f}"
+    )

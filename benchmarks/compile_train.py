@@ -1,0 +1,80 @@
+"""AR-Omni's training step compiled ahead of time for TPU pods, beside MaxText's own compiled the same way.
+
+    python -m benchmarks.compile_train --out benchmarks/results/compile_train.json
+
+Needs libtpu, no TPU; minutes per line. Lines that the file has already are not compiled again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from aromni_jax import store
+from aromni_jax.compile import Trial, compile_training, target, training_markdown
+from aromni_jax.config import MeshConfig
+from aromni_jax.model import PRESETS
+from aromni_jax.vocabulary import JointVocabulary
+
+# MaxText (source of 2026-08-22, jax 0.10.2, libtpu 0.0.42.1), Llama-2-7B's shape with a vocabulary of 65,536, full
+# remat, flash attention, pure FSDP, S = 4096, no perceptual loss; compiled on 2026-11-20 on the same kind of machine.
+# Topology, rows per chip -> temporaries and peak in GiB, TFLOP of matmuls, seconds as here. No QK-norm in it.
+MAXTEXT = {
+    ("v5e:16x16", 1): (3.97, 2.98, 207, 1.76),
+    ("v5e:16x16", 2): (6.06, 4.46, 414, 3.53),
+    ("v5p:4x4x8", 8): (27.3, 18.4, 1656, 6.02),
+    ("v6e:16x16", 4): (13.9, 9.33, 828, 2.01),
+}
+_FIELDS = ("temporaries_gib", "peak_gib", "matmuls_tflop", "step_s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=pathlib.Path, required=True, metavar="FILE.json")
+    out = parser.parse_args().out
+    jax.config.update("jax_platforms", "cpu")
+    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"] if out.is_file() else []
+    for (name, number), figures in MAXTEXT.items():
+        if any((row["topology"], row["rows"]) == (name, number) for row in rows):
+            continue
+        trial = Trial(number, "full", MeshConfig())
+        row = compile_training(target(name), PRESETS["ar-omni"], JointVocabulary.aromni(), trial, length=4096)
+        row["maxtext"] = dict(zip(_FIELDS, figures, strict=True))
+        row["date"] = datetime.date.today().isoformat()
+        rows.append(row)
+        versions = {package: importlib.metadata.version(package) for package in ("aromni_jax", "jax", "libtpu")}
+        result = {"model": "ar-omni", "config": dataclasses.asdict(PRESETS["ar-omni"])}
+        store.write_json(out, {**result, "rows": rows, "versions": versions})
+        store.write_text(out.with_suffix(".md"), _table(rows, versions))
+        print(f"{name}, {number} rows per chip: compiled", flush=True)
+
+
+def _table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
+    lines = [
+        "# ar-omni, training, beside MaxText",
+        "",
+        "| topology, rows per chip | peak (GiB): MaxText | here | ratio | temporaries: MaxText | here "
+        "| matmuls (TFLOP): MaxText | here | step (s): MaxText | here |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        theirs, peak = row["maxtext"], row["peak"] / 2**30
+        lines.append(
+            f"| {row['topology']}, {row['rows']} | {theirs['peak_gib']:.2f} | {peak:.2f} "
+            f"| {peak / theirs['peak_gib']:.2f} | {theirs['temporaries_gib']:.2f} | {row['temporaries'] / 2**30:.2f} "
+            f"| {theirs['matmuls_tflop']} | {row['flops']['matmuls'] / 1e12:.0f} "
+            f"| {theirs['step_s']:.2f} | {row['step_s']:.2f} |"
+        )
+    made_with = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return "\n".join([*lines, "", training_markdown(rows), f"{rows[-1]['date']}; {made_with}.", ""])
+
+
+if __name__ == "__main__":
+    main()

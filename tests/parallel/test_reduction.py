@@ -1,0 +1,74 @@
+"""Sums over rows that end in parts: the same values, every device with its own, and no sum whole on the way."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractDevice, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from aromni_jax.config import MeshConfig
+from aromni_jax.parallel import batch_sharding, make_mesh, sum_over_rows
+
+
+def outer(x_bsd, y_bsf):
+    return jnp.einsum("bsd,bsf->df", x_bsd, y_bsf)
+
+
+def arrays(rows=8, width=16):
+    keys = jax.random.split(jax.random.key(0))
+    return tuple(jax.random.normal(key, (rows, 4, width)) for key in keys)
+
+
+def compiled(mesh, axes, given, dtype=jnp.float32):
+    def total(x_bsd, y_bsf):
+        return sum_over_rows(outer, x_bsd, y_bsf, axes=axes, dtype=dtype)
+
+    place = P(*("fsdp" if axis == "embed" else None for axis in axes))
+    with jax.set_mesh(mesh):
+        out = NamedSharding(mesh, place)
+        return jax.jit(total, out_shardings=out).lower(*given).compile()
+
+
+@pytest.mark.parametrize("axes", [("embed", "ffn"), ("ffn", "embed"), ("vocab", "embed")])
+@pytest.mark.parametrize(
+    "sizes", [{"fsdp": 8}, {"fsdp": 4, "replica": 2}, {"fsdp": 2, "context": 2, "tensor": 2}, {"fsdp": 1, "replica": 8}]
+)
+def test_the_sum_in_parts(axes, sizes):
+    mesh = make_mesh(MeshConfig(**sizes))
+    given = [jax.device_put(x, batch_sharding(mesh)) for x in arrays()]
+    program = compiled(mesh, axes, given)
+    np.testing.assert_allclose(program(*given), outer(*arrays()), rtol=1e-5, atol=1e-5)
+    assert ("reduce-scatter" in program.as_text()) == (sizes["fsdp"] > 1)
+
+
+def test_sums_are_sent_in_the_dtype_that_was_asked_for_but_on_cpus():
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    given = [jax.device_put(x, batch_sharding(mesh)) for x in arrays()]
+    found = compiled(mesh, ("embed", "ffn"), given, jnp.bfloat16)(*given)
+    np.testing.assert_allclose(found, outer(*arrays()), rtol=1e-5, atol=1e-5)
+    assert "bf16" not in compiled(mesh, ("embed", "ffn"), given, jnp.bfloat16).as_text()
+    # On half precision's own kind of sum: as a TPU would lower it.
+    kind = AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
+    abstract = mesh.abstract_mesh.update(abstract_device=kind)
+
+    def total(x_bsd, y_bsf):
+        return sum_over_rows(outer, x_bsd, y_bsf, axes=("embed", "ffn"), dtype=jnp.bfloat16)
+
+    with jax.sharding.use_abstract_mesh(abstract):
+        assert "bf16" in str(jax.make_jaxpr(total)(*arrays()))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(6, 16), (8, 12)])
+def test_what_does_not_divide_is_summed_whole(rows, width):
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    given = arrays(rows, width)
+    with jax.set_mesh(mesh):
+        found = jax.jit(lambda x, y: sum_over_rows(outer, x, y, axes=("embed", "ffn"), dtype=jnp.float32))(*given)
+    np.testing.assert_allclose(found, outer(*given), rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_mesh():
+    given = arrays()
+    found = sum_over_rows(outer, *given, axes=("embed", "ffn"), dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(found, outer(*given))
