@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import datetime
 import importlib.metadata
+import os
 import pathlib
 from typing import Any
 
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.model not in PRESETS:
         raise UserError(f"no published model {args.model!r}: use one of {', '.join(PRESETS)}")
+    if args.out:
+        _check_out(args.out)
     jax.config.update("jax_platforms", "cpu")
     config = PRESETS[args.model]
     config = dataclasses.replace(config, layers=args.layers or config.layers)
@@ -146,11 +149,22 @@ def _mesh(text: str) -> Any:
     return MeshConfig(**sizes)
 
 
+def _check_out(path: pathlib.Path) -> None:
+    """UserError before minutes of compiling, not after; makes the folder."""
+    if path.suffix == ".md":
+        raise UserError(f"--out {path}: that is the table's name; name the figures, FILE.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror}; name another folder") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--out {path}: cannot be written; name another file")
+
+
 def _write(path: pathlib.Path, result: dict[str, Any], table: str) -> None:
     from aromni_jax import store
 
     made_with = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    path.parent.mkdir(parents=True, exist_ok=True)
     store.write_json(path, result)
     store.write_text(path.with_suffix(".md"), f"{table}\n{result['date']}; {made_with}.\n")
 

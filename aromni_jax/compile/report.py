@@ -25,7 +25,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         for program in ("prefill", "decode"):
             if program in row:
-                lines.append(f"{_what(row)} | {_named(row, program)} | {_memory(row[program])} |")
+                lines.append(f"{_what(row)} | {_named(row, program)} | {memory_cells(row[program])} |")
     lines += [
         "",
         "| topology, mesh | rows, slots, cache | moved per step | floor: weights + cache | moved / floor "
@@ -47,7 +47,8 @@ def _named(row: Mapping[str, Any], program: str) -> str:
     return f"prefill of {row['prompt']}" if program == "prefill" else f"{row['steps']} steps"
 
 
-def _memory(figures: Mapping[str, Any]) -> str:
+def memory_cells(figures: Mapping[str, Any]) -> str:
+    """Arguments, temporaries, outputs and peak in GiB, and whether they fit; of a refused program what it needs."""
     if "peak" not in figures:
         needed = figures["needed_gib"]
         return f"| | | {f'{needed:.2f}' if needed else '?'} | no"

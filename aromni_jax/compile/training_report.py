@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_GIB = 2**30
+from aromni_jax.compile.report import memory_cells
+
 _NOTES = """\
 Everything per chip and step; nothing here was measured on a TPU. Peak: the compiler's, of temporaries in use at one
 time; it fits if peak and arguments are together less than what the compiler lets a program use of the chip's HBM.
@@ -26,7 +27,7 @@ def training_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         [
             "| topology, mesh | rows x tokens, remat | arguments | temporaries | outputs | peak (GiB) | fits |",
             "|---|---|---|---|---|---|---|",
-            *(f"{_what(row)} | {_memory(row)} |" for row in rows),
+            *(f"{_what(row)} | {memory_cells(row)} |" for row in rows),
             "",
             "| topology, mesh | rows x tokens, remat | model | matmuls + kernels (TFLOP) | compiled / model | policy "
             "| collectives (GB) | / FSDP minimum | by the links (s) | step (s) | MFU | tokens/s |",
@@ -42,14 +43,6 @@ def training_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def _what(row: Mapping[str, Any]) -> str:
     mesh = " ".join(f"{axis}={size}" for axis, size in row["mesh"].items() if size > 1)
     return f"| {row['topology']}, {mesh} | {row['rows']} x {row['length']}, {row['remat']}"
-
-
-def _memory(row: Mapping[str, Any]) -> str:
-    if "peak" not in row:
-        needed = row["needed_gib"]
-        return f"| | | {f'{needed:.2f}' if needed else '?'} | no"
-    sizes = [row[name] / _GIB for name in ("arguments", "temporaries", "outputs", "peak")]
-    return " | ".join(f"{size:.2f}" for size in sizes) + f" | {'yes' if row['fits'] else 'no'}"
 
 
 def _work(row: Mapping[str, Any]) -> str:

@@ -81,6 +81,9 @@ def test_what_the_engine_refuses_is_refused():
             ["--topology", "v5e:2x4", "--prompt", "99", "--length", "9"],
             "a prompt of 99 tokens does not fit",
         ),
+        (["--topology", "v5e:2x4", "--out", "x.md"], "--out x.md: that is the table's name; name the figures"),
+        (["--topology", "v5e:2x4", "--out", "/"], "--out /: cannot be written; name another file"),
+        (["--topology", "v5e:2x4", "--out", f"{__file__}/x.json"], f"--out {__file__}/x.json: "),
     ],
 )
 def test_errors_are_one_line(words, message, monkeypatch, capsys):
