@@ -26,7 +26,8 @@ def matmul_flops(program: Program) -> float:
 def kernel_flops(program: Program) -> float:
     """Of the attention kernels of one chip: two products forward, five backward, of the blocks that causality leaves.
 
-    Read from the kernels' operands: the first, int8 [., n, n], says that queries and keys are cut in n blocks each.
+    Read from the kernels' operands: the first, int8 [., ., n], says that keys are cut in n blocks; queries, keys and
+    values are the first floats, the values [..., keys, head dim] however the others lie.
     """
     total = 0.0
     for _, line, times in program.visits():
@@ -37,9 +38,9 @@ def kernel_flops(program: Program) -> float:
         assert found, line.name
         arrays = _shapes(found.group(1))
         blocks = arrays[0][1][-1]
-        queries = next(dims for dtype, dims in arrays if dtype in ("bf16", "f32") and len(dims) >= 3)
+        queries, _, values = [dims for dtype, dims in arrays if dtype in ("bf16", "f32") and len(dims) >= 3][:3]
         share = (blocks + 1) / (2 * blocks)
-        total += times * products[0] * 2 * math.prod(queries) * queries[-2] * share
+        total += times * products[0] * 2 * math.prod(queries) * values[-2] * share
     return total
 
 

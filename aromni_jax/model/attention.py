@@ -14,7 +14,7 @@ import jax
 
 from aromni_jax.errors import UserError
 from aromni_jax.model.blocked import blocked_attend
-from aromni_jax.model.fused import fused_attend
+from aromni_jax.model.fused import fused_attend, fused_form
 from aromni_jax.model.plain import Visibility, dense_mask, xla_attend
 
 
@@ -26,11 +26,13 @@ class Backend:
       masks_segments: whether it honours segment ids; one that does not may only run unpacked, unpadded rows.
       prepare: Visibility and number of keys -> whatever `attend` wants, computed once for all layers.
       attend: (q [b,s,h,e], k [b,k,t,e], v [b,k,t,e], prepared) -> [b,s,h,e] in the dtype of v, for t = s.
+      form: the order of axes in which queries and keys are best made, "bshe" or "bhes".
     """
 
     masks_segments: bool
     prepare: Callable[[Visibility, int], Any]
     attend: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
+    form: Callable[[], str] = lambda: "bshe"
 
 
 def backend(name: str, *, segmented: bool) -> Backend:
@@ -49,5 +51,7 @@ def backend(name: str, *, segmented: bool) -> Backend:
 BACKENDS: dict[str, Backend] = {
     "xla": Backend(masks_segments=True, prepare=dense_mask, attend=xla_attend),
     "blocked": Backend(masks_segments=True, prepare=dense_mask, attend=blocked_attend),
-    "fused": Backend(masks_segments=True, prepare=lambda visibility, keys: visibility, attend=fused_attend),
+    "fused": Backend(
+        masks_segments=True, prepare=lambda visibility, keys: visibility, attend=fused_attend, form=fused_form
+    ),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from aromni_jax.config import ModelConfig
 from aromni_jax.model.linear import linear
@@ -24,8 +25,12 @@ def block(
     angles: tuple[jax.Array, jax.Array],
     attend: Attend,
     shard: Shard,
+    form: str = "bshe",
 ) -> jax.Array:
-    """x [b,s,d] -> [b,s,d]: "pre" h = x + f(norm(x)), "swin" h = x + norm(f(x)), for attention and then for the FFN."""
+    """x [b,s,d] -> [b,s,d]: "pre" h = x + f(norm(x)), "swin" h = x + norm(f(x)), for attention and then for the FFN.
+
+    `form` is the order of axes in which queries and keys are made; `angles` are `rotary_angles` of it.
+    """
 
     def branch(x_bsd: jax.Array, scale_d: jax.Array, function: Callable[[jax.Array], jax.Array]) -> jax.Array:
         if config.norm_order == "pre":
@@ -33,7 +38,7 @@ def block(
         return x_bsd + rms_norm(function(x_bsd), scale_d, config.norm_eps)
 
     def attention(x_bsd: jax.Array) -> jax.Array:
-        return _attention(layer["attention"], config, x_bsd, angles, attend, shard)
+        return _attention(layer["attention"], config, x_bsd, angles, attend, shard, form)
 
     def ffn(x_bsd: jax.Array) -> jax.Array:
         return _swiglu(layer["ffn"], x_bsd, shard)
@@ -50,20 +55,20 @@ def _attention(
     angles: tuple[jax.Array, jax.Array],
     attend: Attend,
     shard: Shard,
+    form: str,
 ) -> jax.Array:
-    b, s, d = x_bsd.shape
+    def heads(kernel_dhe: jax.Array, form: str) -> jax.Array:
+        return linear(x_bsd, kernel_dhe, ("embed", "heads", "head_dim"), f"bsd,dhe->{form}")
 
-    def heads(kernel_dhe: jax.Array) -> jax.Array:
-        return linear(x_bsd, kernel_dhe.reshape(d, -1), ("embed", "heads")).reshape(b, s, *kernel_dhe.shape[1:])
+    def turned(name: str) -> jax.Array:
+        norm = layer[f"{name}_norm"]
+        normed = head_layer_norm(heads(layer[name], form), norm["scale"], norm["bias"], config.qk_norm_eps, form)
+        return rotate(normed, angles, form).astype(x_bsd.dtype)
 
-    q_bshe, k_bske, v_bske = heads(layer["query"]), heads(layer["key"]), heads(layer["value"])
-    q_norm, k_norm = layer["query_norm"], layer["key_norm"]
-    q_bshe = head_layer_norm(q_bshe, q_norm["scale"], q_norm["bias"], config.qk_norm_eps)
-    k_bske = head_layer_norm(k_bske, k_norm["scale"], k_norm["bias"], config.qk_norm_eps)
-    q_bshe = shard(rotate(q_bshe, angles).astype(x_bsd.dtype), "batch", "seq", "heads", None)
-    k_bske = rotate(k_bske, angles).astype(x_bsd.dtype)
-    mixed_bshe = attend(q_bshe, k_bske.swapaxes(1, 2), v_bske.swapaxes(1, 2))
-    return linear(mixed_bshe.reshape(b, s, -1), layer["out"].reshape(-1, d), ("heads", "embed"))
+    q_bshe = shard(jnp.einsum(f"{form}->bshe", turned("query")), "batch", "seq", "heads", None)
+    k_bkse = jnp.einsum(f"{form}->bhse", turned("key"))
+    mixed_bshe = attend(q_bshe, k_bkse, heads(layer["value"], "bshe").swapaxes(1, 2))
+    return linear(mixed_bshe, layer["out"], ("heads", "head_dim", "embed"), "bshe,hed->bsd")
 
 
 def _swiglu(layer: Params, x_bsd: jax.Array, shard: Shard) -> jax.Array:

@@ -88,13 +88,14 @@ def _row_layers(
     length = x_bsd.shape[1]
     attention = backend(config.attention, segmented=segment_ids_bs is not None)
     prepared = attention.prepare(Visibility(jnp.arange(length), segment_ids_bs, segment_ids_bs), length)
-    angles = rotary_angles(positions_bs, config.head_dim, config.rope_theta)
+    form = attention.form()
+    angles = rotary_angles(positions_bs, config.head_dim, config.rope_theta, form)
 
     def attend(q_bshe: jax.Array, k_bkse: jax.Array, v_bkse: jax.Array) -> jax.Array:
         return attention.attend(q_bshe, k_bkse, v_bkse, prepared)
 
     def step(x_bsd: jax.Array, layer: Params) -> tuple[jax.Array, None]:
-        return block(layer, config, x_bsd, angles, attend, shard), None
+        return block(layer, config, x_bsd, angles, attend, shard, form), None
 
     if config.remat != "none":
         step = jax.checkpoint(step, policy=_REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)

@@ -1,8 +1,11 @@
-"""A matrix product whose backward pass is written out, because the derived one is slow on CPUs.
+"""A matrix product whose backward pass is written out, because the derived one is slow.
 
 JAX derives the weight gradient of `x @ w` as (dy^T x)^T. On a CPU the outer transpose reaches back into whatever made
 `dy` and is computed there, column by column; written as x^T dy, only the (usually narrower) input is transposed. The
-feed-forward layer of a small model becomes twice as fast; elsewhere the compiler makes the same program of both.
+feed-forward layer of a small model becomes twice as fast.
+
+Weights keep their axes, heads and head_dim too: flattened for the product, they would be copied on a TPU, which lays
+out the last two axes of an array in tiles.
 """
 
 from __future__ import annotations
@@ -11,51 +14,45 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from aromni_jax.parallel import shard, sum_over_rows
+from aromni_jax.parallel import sum_over_rows, whole
 
-Axes = tuple[str, str]
+Axes = tuple[str, ...]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def linear(x_bsd: jax.Array, kernel_df: jax.Array, axes: Axes) -> jax.Array:
-    """x [b, s, d] @ kernel [d, f] -> [b, s, f], in the dtype of `x_bsd`; the kernel is cast to it.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def linear(x: jax.Array, kernel: jax.Array, axes: Axes, equation: str = "bsd,df->bsf") -> jax.Array:
+    """`einsum(equation, x, kernel)` in the dtype of `x`; the kernel is cast to it.
 
     Args:
       axes: logical names of the kernel's axes (`parallel.ShardingRules`). Its gradient is summed over devices in the
-        dtype of `x_bsd`.
+        dtype of `x`.
+      equation: of the axes of x, of the kernel and of the result, rows "b" and positions "s" in the first and the last.
     """
-    return _product(x_bsd, kernel_df, axes)
+    return _product(x, kernel, axes, equation)
 
 
-def _forward(x_bsd: jax.Array, kernel_df: jax.Array, axes: Axes) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(x: jax.Array, kernel: jax.Array, axes: Axes, equation: str) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     # Not a call of `linear`: a remat policy that keeps matrix products has to see the product itself.
-    return _product(x_bsd, kernel_df, axes), (x_bsd, kernel_df)
+    return _product(x, kernel, axes, equation), (x, kernel)
 
 
-def _backward(axes: Axes, residuals: tuple[jax.Array, jax.Array], dy_bsf: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x_bsd, kernel_df = residuals
-    dx_bsd = jax.lax.dot_general(dy_bsf, _whole(kernel_df, axes, dy_bsf.dtype), (((2,), (1,)), ((), ())))
-    d_kernel_df = sum_over_rows(_outer, x_bsd, dy_bsf, axes=axes, dtype=x_bsd.dtype)
-    return dx_bsd, d_kernel_df.astype(kernel_df.dtype)
+def _backward(
+    axes: Axes, equation: str, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    of_x, of_kernel, of_y = equation.replace("->", ",").split(",")
+    # Both products read it; left to itself the TPU compiler computes what led to it once in each of them.
+    dy = jax.lax.optimization_barrier(dy)
+    dx = jnp.einsum(f"{of_y},{of_kernel}->{of_x}", dy, whole(kernel.astype(dy.dtype), axes))
+    outer = functools.partial(jnp.einsum, f"{of_x},{of_y}->{of_kernel}", preferred_element_type=jnp.float32)
+    d_kernel = sum_over_rows(outer, x, dy, names=(of_x, of_y), axes=axes, dtype=x.dtype)
+    return dx, d_kernel.astype(kernel.dtype)
 
 
-def _product(x_bsd: jax.Array, kernel_df: jax.Array, axes: Axes) -> jax.Array:
-    return jnp.einsum("bsd,df->bsf", x_bsd, _whole(kernel_df, axes, x_bsd.dtype))
-
-
-def _whole(kernel_df: jax.Array, axes: Axes, dtype: DTypeLike) -> jax.Array:
-    """The kernel as products want it: together again along the axis that is split over devices only to be kept.
-
-    Said so in the same words forward and backward, the kernel is brought together once for what the backward pass
-    recomputes and for its own product.
-    """
-    return shard(kernel_df.astype(dtype), *(None if axis == "embed" else axis for axis in axes))
-
-
-def _outer(x_bsd: jax.Array, dy_bsf: jax.Array) -> jax.Array:
-    return jax.lax.dot_general(x_bsd, dy_bsf, (((0, 1), (0, 1)), ((), ())), preferred_element_type=jnp.float32)
+def _product(x: jax.Array, kernel: jax.Array, axes: Axes, equation: str) -> jax.Array:
+    # Backward in the same words: the kernel is brought together once for what is recomputed and for the product there.
+    return jnp.einsum(equation, x, whole(kernel.astype(x.dtype), axes))
 
 
 linear.defvjp(_forward, _backward)

@@ -14,17 +14,20 @@ def rms_norm(x_bsd: jax.Array, scale_d: jax.Array, eps: float) -> jax.Array:
     return normed * jnp.expand_dims(scale_d.astype(x_bsd.dtype), range(x_bsd.ndim - 1))
 
 
-def head_layer_norm(x_bshe: jax.Array, scale_ge: jax.Array, bias_ge: jax.Array, eps: float) -> jax.Array:
-    """LayerNorm over each head's dimensions; float32 result (RoPE follows).
+def head_layer_norm(x: jax.Array, scale_ge: jax.Array, bias_ge: jax.Array, eps: float, form: str = "bshe") -> jax.Array:
+    """LayerNorm over each head's dimensions, of an array with axes in the order of `form`; float32 (RoPE follows).
 
     Weight and bias are those of g groups of heads: head i belongs to group i * g / h.
     """
-    heads, groups = x_bshe.shape[-2], scale_ge.shape[0]
-    x32 = x_bshe.astype(jnp.float32)
-    mean = jnp.mean(x32, axis=-1, keepdims=True)
+    axis = form.index("e")
+    heads, groups = x.shape[form.index("h")], scale_ge.shape[0]
+    x32 = x.astype(jnp.float32)
+    mean = jnp.mean(x32, axis, keepdims=True)
     centred = x32 - mean
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
-    leading = range(x_bshe.ndim - 2)
-    scale_he = jnp.repeat(scale_ge.astype(jnp.float32), heads // groups, axis=0)
-    bias_he = jnp.repeat(bias_ge.astype(jnp.float32), heads // groups, axis=0)
-    return centred * inverse * jnp.expand_dims(scale_he, leading) + jnp.expand_dims(bias_he, leading)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis, keepdims=True) + eps)
+
+    def of_heads(vectors_ge: jax.Array) -> jax.Array:
+        vectors_he = jnp.repeat(vectors_ge.astype(jnp.float32), heads // groups, axis=0)
+        return jnp.expand_dims(vectors_he, [at for at, name in enumerate(form) if name not in "he"])
+
+    return centred * inverse * of_heads(scale_ge) + of_heads(bias_ge)

@@ -10,15 +10,22 @@ import jax
 import jax.numpy as jnp
 
 
-def rotary_angles(positions_bs: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of position * theta^(-2i / head_dim): two float32 [b, s, 1, head_dim / 2]."""
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions_bs.astype(jnp.float32)[..., None, None] * frequency[None, None, None, :]
+def rotary_angles(
+    positions_bs: jax.Array, head_dim: int, theta: float, form: str = "bshe"
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of position * theta^(-2i / head_dim): float32, for arrays with axes in the order of `form`.
+
+    As these, with one head and half of the head's dimensions: [b, s, 1, head_dim / 2] for "bshe".
+    """
+    frequency_e = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    position = jnp.expand_dims(positions_bs.astype(jnp.float32), [form.index("h"), form.index("e")])
+    angle = position * jnp.expand_dims(frequency_e, [at for at, name in enumerate(form) if name != "e"])
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_bshe: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn every pair (i, i + head_dim / 2) of a float32 array by its angle."""
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array], form: str = "bshe") -> jax.Array:
+    """Turn every pair (i, i + head_dim / 2) of a float32 array with axes in the order of `form` by its angle."""
     cos, sin = angles
-    first, second = jnp.split(x_bshe, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    axis = form.index("e")
+    first, second = jnp.split(x, 2, axis)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis)

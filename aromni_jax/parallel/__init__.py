@@ -1,6 +1,6 @@
 """Mesh, logical-axis rules and multi-host start (DESIGN 7)."""
 
-from aromni_jax.parallel.mesh import AXES, make_mesh, mesh_sizes
+from aromni_jax.parallel.mesh import AXES, make_mesh, mesh_sizes, platform
 from aromni_jax.parallel.processes import (
     check_shared,
     exchange,
@@ -9,8 +9,8 @@ from aromni_jax.parallel.processes import (
     same_everywhere,
     together,
 )
-from aromni_jax.parallel.reduction import sum_over_rows
 from aromni_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, batch_sharding, param_shardings, shard
+from aromni_jax.parallel.weights import sum_over_rows, whole
 
 __all__ = [
     "AXES",
@@ -24,8 +24,10 @@ __all__ = [
     "make_mesh",
     "mesh_sizes",
     "param_shardings",
+    "platform",
     "same_everywhere",
     "shard",
     "sum_over_rows",
     "together",
+    "whole",
 ]

@@ -17,6 +17,12 @@ from aromni_jax.errors import UserError
 AXES = ("replica", "fsdp", "context", "tensor")
 
 
+def platform() -> str:
+    """Kind of the devices that is traced for: "cpu", "gpu" or "tpu"; those of the mesh of `jax.set_mesh`, if any."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh ("replica", "fsdp", "context", "tensor") with Auto axes over `devices` (default: all of the run).
 

@@ -99,7 +99,8 @@ def test_bytes_that_reach_a_chip(line, expected):
 
 def test_attention_kernels():
     """Text that breaks a line inside an instruction, as kernels' metadata does."""
-    operands = "operand_layout_constraints={s8[1,4,4]{2,1,0}, s8[1,4,4]{2,1,0}, bf16[2,512,128]{2,1,0}}"
+    floats = "bf16[2,128,512]{2,1,0}, bf16[2,128,512]{2,1,0}, bf16[2,512,128]{2,1,0}, f32[2,1,512]{2,1,0}"
+    operands = f"operand_layout_constraints={{s8[1,4,4]{{2,1,0}}, s8[1,4,4]{{2,1,0}}, {floats}}}"
     tail = 'frontend_attributes={kernel_metadata={\n"x":"{}"\n}}, metadata={op_name="k"}'
     call = f"f32[64] custom-call(%big), {operands}, {tail}"
     forward, backward = (alone(f"%splash_mha_{name}.1 = {call}") for name in ("fwd_segmented", "dkv_segmented"))

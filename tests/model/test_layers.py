@@ -1,5 +1,8 @@
 """Norms, rotary positions and the order of norms against the numbers of SPEC 3.2 and 3.3."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from small_models import SMALL, change, lively_params, tokens
 from aromni_jax.config import ModelConfig
 from aromni_jax.model import block as block_module
 from aromni_jax.model import forward
+from aromni_jax.model.attention import BACKENDS
 from aromni_jax.model.norms import head_layer_norm, rms_norm
 from aromni_jax.model.rope import rotary_angles, rotate
 
@@ -33,6 +37,33 @@ def test_rotation_is_the_interleaved_one_reordered(x, position, expected):
     angles = rotary_angles(jnp.array([[position]]), len(x), 1e4)
     turned = rotate(jnp.array(x, jnp.float32)[order].reshape(1, 1, 1, -1), angles)
     np.testing.assert_allclose(turned.ravel(), np.array(expected)[order], atol=1e-5)
+
+
+def test_heads_in_another_order_of_axes():
+    """With positions last, as a TPU has them: the same numbers."""
+    x_bshe = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 8)), jnp.float32)
+    scale, bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 2, 8)), jnp.float32)
+    positions = jnp.array([[0, 1, 2], [7, 8, 3]])
+
+    def made(x, form):
+        return rotate(head_layer_norm(x, scale, bias, 1e-5, form), rotary_angles(positions, 8, 1e4, form), form)
+
+    swapped = made(jnp.einsum("bshe->bhes", x_bshe), "bhes")
+    np.testing.assert_allclose(jnp.einsum("bhes->bshe", swapped), made(x_bshe, "bshe"), atol=1e-6)
+
+
+def test_a_model_with_its_heads_in_another_order(monkeypatch):
+    """Values and gradients of a forward pass, layers recomputed."""
+    fused = BACKENDS["fused"]
+    monkeypatch.setitem(BACKENDS, "fused", dataclasses.replace(fused, form=lambda: "bhes"))
+    params, ids = lively_params(SMALL), tokens(2, 12)
+
+    def loss(params, attention):
+        hidden, _ = forward(params, change(SMALL, attention=attention, remat="full"), ids)
+        return jnp.einsum("bsd,d->", hidden**2, jnp.cos(jnp.arange(SMALL.dim))), hidden
+
+    results = [jax.value_and_grad(loss, has_aux=True)(params, attention) for attention in ("fused", "xla")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
 
 
 def test_scores_depend_on_distance_only():

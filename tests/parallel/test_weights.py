@@ -1,4 +1,4 @@
-"""Sums over rows that end in parts: the same values, every device with its own, and no sum whole on the way."""
+"""Weights brought together, and sums over rows that end in parts: every device with its own, none whole on the way."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jax.sharding import AbstractDevice, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aromni_jax.config import MeshConfig
-from aromni_jax.parallel import batch_sharding, make_mesh, sum_over_rows
+from aromni_jax.parallel import batch_sharding, make_mesh, sum_over_rows, whole
 
 
 def outer(x_bsd, y_bsf):
@@ -72,3 +72,23 @@ def test_without_a_mesh():
     given = arrays()
     found = sum_over_rows(outer, *given, axes=("embed", "ffn"), dtype=jnp.bfloat16)
     np.testing.assert_array_equal(found, outer(*given))
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}, {"fsdp": 1, "replica": 8}])
+def test_a_weight_brought_together(sizes):
+    """In steps along fsdp, and only along it."""
+    axes, mesh = ("heads", "head_dim", "embed"), make_mesh(MeshConfig(**sizes))
+    weight = jnp.arange(2 * 3 * 16, dtype=jnp.float32).reshape(2, 3, 16)
+    own, kept = (NamedSharding(mesh, P("tensor", None, part)) for part in ("fsdp", None))
+    with jax.set_mesh(mesh):
+        program = jax.jit(lambda weight: whole(weight, axes), out_shardings=kept, in_shardings=own)
+        program = program.lower(weight).compile()
+    assert program.as_text().count(" all-gather(") == {8: 2, 4: 2, 1: 0}[sizes["fsdp"]]
+    found = program(jax.device_put(weight, own))
+    np.testing.assert_array_equal(found, weight)
+    assert found.sharding.is_equivalent_to(kept, 3)
+
+
+def test_a_weight_that_does_not_divide_stays_as_it_is():
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=8))):
+        np.testing.assert_array_equal(jax.jit(lambda weight: whole(weight, ("embed", "ffn")))(jnp.ones((6, 2))), 1)
