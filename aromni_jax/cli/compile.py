@@ -8,15 +8,16 @@ import datetime
 import importlib.metadata
 import os
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
+from aromni_jax.config import Remat
 from aromni_jax.errors import UserError
 
 EXAMPLE = "aromni compile --mode train --topology v5e:16x16 --model ar-omni --batch 1 2 4 --out runs/compile.json"
 
 _SEARCH: dict[str, list[Any]] = {
     "batch": [1, 2, 4, 8],
-    "remat": ["full", "dots"],
+    "remat": ["full", "qkv", "dots"],
     "mesh": ["fsdp=-1", "fsdp=-1,tensor=2"],
 }
 
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     train = parser.add_argument_group("train")
     train.add_argument(
-        "--remat", nargs="+", choices=("none", "dots", "full"), help="what is computed again; several make a line each"
+        "--remat", nargs="+", choices=get_args(Remat), help="what is computed again; several make a line each"
     )
     train.add_argument(
         "--mesh", nargs="+", metavar="AXIS=SIZE,...", help="as fsdp=128,replica=2; several make a line each (fsdp=-1)"

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from aromni_jax.compile.chips import Target, needed_gib
 from aromni_jax.compile.hlo import Program
 from aromni_jax.compile.work import collectives, kernel_flops, matmul_flops
-from aromni_jax.config import DataConfig, MeshConfig, ModelConfig, RunConfig
+from aromni_jax.config import DataConfig, MeshConfig, ModelConfig, Remat, RunConfig
 from aromni_jax.errors import UserError
 from aromni_jax.model import flops_per_token, parameter_counts
 from aromni_jax.parallel import make_mesh
@@ -37,7 +37,7 @@ class Trial:
     """
 
     rows: int
-    remat: Literal["none", "dots", "full"]
+    remat: Remat
     mesh: MeshConfig
 
 
@@ -136,13 +136,16 @@ def fsdp_minimum(model: ModelConfig, fsdp: int) -> float:
 
 
 def policy_flops(model: ModelConfig, length: int) -> float:
-    """Training FLOPs per token with what the remat policy computes again: "full" a whole forward pass of the layers,
-    "dots" attention; the tiled cross entropy computes its scores again under every policy.
+    """Training FLOPs per token with what the remat policy computes again: "full" and "offload" a whole forward pass of
+    the layers, "qkv" all but three of its products, "dots" attention; the tiled cross entropy computes its scores again
+    under every policy.
     """
     counts, forward = parameter_counts(model), flops_per_token(model, length, training=False)
     head = 2 * counts["head"]
     products = 2 * (counts["attention"] + counts["ffn"])
-    again = {"full": forward - head, "dots": forward - head - products, "none": 0.0}[model.remat]
+    qkv = 2 * model.layers * model.dim * (model.heads + 2 * model.kv_heads) * model.head_dim
+    kept = {"full": 0.0, "offload": 0.0, "qkv": qkv, "dots": products, "none": forward - head}
+    again = forward - head - kept[model.remat]
     tiled = 0 < model.logits_tile < model.vocab_size
     return 3 * forward + again + (head if tiled else 0)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from aromni_jax.config import ModelConfig
 from aromni_jax.model.linear import linear
@@ -16,6 +17,7 @@ from aromni_jax.model.rope import rotate
 # (q [b,s,h,e], k [b,k,s,e], v [b,k,s,e]) -> [b,s,h,e]: attention over these keys, or over a cache that they join.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Shard = Callable[..., jax.Array]
+ATTENDED = ("queries", "keys", "values")  # names of what attention takes, for a policy of what is kept
 
 
 def block(
@@ -67,7 +69,8 @@ def _attention(
 
     q_bshe = shard(jnp.einsum(f"{form}->bshe", turned("query")), "batch", "seq", "heads", None)
     k_bkse = jnp.einsum(f"{form}->bhse", turned("key"))
-    mixed_bshe = attend(q_bshe, k_bkse, heads(layer["value"], "bshe").swapaxes(1, 2))
+    v_bkse = heads(layer["value"], "bshe").swapaxes(1, 2)
+    mixed_bshe = attend(*map(checkpoint_name, (q_bshe, k_bkse, v_bkse), ATTENDED))
     return linear(mixed_bshe, layer["out"], ("heads", "head_dim", "embed"), "bshe,hed->bsd")
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from aromni_jax import parallel
 from aromni_jax.config import ModelConfig
 from aromni_jax.errors import UserError
 from aromni_jax.model.attention import backend
-from aromni_jax.model.block import Shard, block
+from aromni_jax.model.block import ATTENDED, Shard, block
 from aromni_jax.model.cache import KVCache, LayerCache
 from aromni_jax.model.cached import cached_attend
 from aromni_jax.model.embedding import embed
@@ -24,9 +25,17 @@ from aromni_jax.model.plain import Visibility, dense_mask
 from aromni_jax.model.rope import rotary_angles
 
 Layers = tuple[Params, ...]
+_INPUT = "layer_input"
 _REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "qkv": jax.checkpoint_policies.save_only_these_names(*ATTENDED),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_INPUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -95,7 +104,7 @@ def _row_layers(
         return attention.attend(q_bshe, k_bkse, v_bkse, prepared)
 
     def step(x_bsd: jax.Array, layer: Params) -> tuple[jax.Array, None]:
-        return block(layer, config, x_bsd, angles, attend, shard, form), None
+        return block(layer, config, checkpoint_name(x_bsd, _INPUT), angles, attend, shard, form), None
 
     if config.remat != "none":
         step = jax.checkpoint(step, policy=_REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)

@@ -55,6 +55,9 @@ def test_what_a_policy_computes_again():
     assert policy_flops(CONFIG, 16) == 3 * forward + 2 * counts["head"]
     attention = 2 * 2 * 3 * 4 * 8 * 17 / 2  # two products of 3 layers, 4 heads of 8, 8.5 keys
     assert policy_flops(dataclasses.replace(whole, remat="dots"), 16) == pytest.approx(3 * forward + attention)
+    kept = counts["attention"] * (1 + 2 * CONFIG.kv_heads / CONFIG.heads) / (2 + 2 * CONFIG.kv_heads / CONFIG.heads)
+    qkv = 4 * forward - 2 * counts["head"] - 2 * kept
+    assert policy_flops(dataclasses.replace(whole, remat="qkv"), 16) == pytest.approx(qkv)
 
 
 def test_the_least_that_is_sent():

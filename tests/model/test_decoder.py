@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from small_models import SMALL, assert_trees_close, change, lively_params, tokens
 
+from aromni_jax.config import Remat
 from aromni_jax.errors import UserError
 from aromni_jax.losses import weighted_next_token
 from aromni_jax.model import attention, forward, logits, plain
@@ -88,7 +90,7 @@ def test_segments_matter():
     assert np.abs(with_segments - without).max() > 0.1
 
 
-@pytest.mark.parametrize(("remat", "scan"), list(itertools.product(["none", "dots", "full"], [True, False]))[1:])
+@pytest.mark.parametrize(("remat", "scan"), list(itertools.product(get_args(Remat), [True, False]))[1:])
 def test_recomputed_and_unrolled_layers_equal_plain_ones(remat, scan):
     params, ids = lively_params(SMALL), tokens(2, 12)
     (value, _), gradients = _grad_of_loss(SMALL, params, ids)
@@ -98,12 +100,19 @@ def test_recomputed_and_unrolled_layers_equal_plain_ones(remat, scan):
     assert_trees_close(other, gradients, rtol=2e-5)
 
 
-@pytest.mark.parametrize(("remat", "primitive"), [("none", False), ("dots", True), ("full", True)])
+@pytest.mark.parametrize(("remat", "primitive"), [(remat, remat != "none") for remat in get_args(Remat)])
 def test_recomputation_is_in_the_program(remat, primitive):
     """The equality above is not vacuous: the traced program recomputes exactly when asked."""
     config, params, ids = change(SMALL, remat=remat), lively_params(SMALL), tokens(2, 12)
     program = str(jax.make_jaxpr(lambda params: forward(params, config, ids)[0])(params))
     assert ("checkpoint" in program or "remat" in program) == primitive
+
+
+@pytest.mark.parametrize("remat", ["full", "offload"])
+def test_inputs_of_layers_wait_in_the_memory_of_the_host(remat):
+    config, params, ids = change(SMALL, remat=remat), lively_params(SMALL), tokens(2, 12)
+    program = _grad_of_loss.trace(config, params, ids).lower(lowering_platforms=("tpu",)).as_text()
+    assert ('"pinned_host"' in program and '"device"' in program) == (remat == "offload")
 
 
 def test_grouped_heads_equal_repeated_heads():

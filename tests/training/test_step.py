@@ -109,13 +109,13 @@ def test_rematerialisation_changes_nothing(run, reference, remat):
 def test_rematerialisation_is_really_on(run):
     """Its program has more products than the plain one, so the test above compares two programs."""
     products = {}
-    for remat in ("none", "dots", "full"):
+    for remat in ("none", "dots", "qkv", "full"):
         runner = Runner(small_run.changed(run, model__remat=remat))
         state = jax.eval_shape(lambda runner=runner: make_state(run.model, runner.optimizer, jax.random.key(0)))
         with jax.set_mesh(runner.mesh):
             program = runner.step.lower(state, small_run.batch(run), small_run.CODEBOOK).as_text()
         products[remat] = program.count("dot_general")
-    assert products["full"] > products["dots"] > products["none"]
+    assert products["full"] > products["qkv"] > products["dots"] > products["none"]
 
 
 def test_eight_devices_equal_one(run, reference):
