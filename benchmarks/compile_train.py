@@ -1,4 +1,4 @@
-"""AR-Omni's training step compiled ahead of time for TPU pods, beside MaxText's own compiled the same way.
+"""Training steps compiled ahead of time for TPU pods, AR-Omni's beside MaxText's own compiled the same way.
 
     python -m benchmarks.compile_train --out benchmarks/results/compile_train.json
 
@@ -19,20 +19,44 @@ import jax
 
 from aromni_jax import store
 from aromni_jax.compile import Trial, compile_training, target, training_markdown
-from aromni_jax.config import MeshConfig
+from aromni_jax.config import MeshConfig, Remat
 from aromni_jax.model import PRESETS
 from aromni_jax.vocabulary import JointVocabulary
 
 # MaxText (source of 2026-08-22, jax 0.10.2, libtpu 0.0.42.1), Llama-2-7B's shape with a vocabulary of 65,536, full
 # remat, flash attention, pure FSDP, S = 4096, no perceptual loss; compiled on 2026-11-20 on the same kind of machine.
 # Topology, rows per chip -> temporaries and peak in GiB, TFLOP of matmuls, seconds as here. No QK-norm in it.
-MAXTEXT = {
-    ("v5e:16x16", 1): (3.97, 2.98, 207, 1.76),
-    ("v5e:16x16", 2): (6.06, 4.46, 414, 3.53),
-    ("v5p:4x4x8", 8): (27.3, 18.4, 1656, 6.02),
-    ("v6e:16x16", 4): (13.9, 9.33, 828, 2.01),
-}
 _FIELDS = ("temporaries_gib", "peak_gib", "matmuls_tflop", "step_s")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A line of the table; `maxtext` has the figures of _FIELDS."""
+
+    topology: str
+    rows: int
+    maxtext: tuple[float, ...] = ()
+    model: str = "ar-omni"
+    length: int = 4096
+    remat: Remat = "full"
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    @property
+    def key(self) -> list[Any]:
+        """What the file knows it by."""
+        return [self.topology, self.model, self.rows, self.length, self.remat]
+
+
+CASES = [
+    Case("v5e:16x16", 1, (3.97, 2.98, 207, 1.76)),
+    Case("v5e:16x16", 2, (6.06, 4.46, 414, 3.53)),
+    Case("v5p:4x4x8", 8, (27.3, 18.4, 1656, 6.02)),
+    Case("v6e:16x16", 4, (13.9, 9.33, 828, 2.01)),
+    Case("v5e:16x16", 2, remat="offload"),
+    Case("v6e:16x16", 4, remat="qkv"),
+    Case("v5p:4x4x8", 4, model="chameleon-34b"),
+    Case("v5p:4x4x8", 1, length=32_768, mesh=MeshConfig(context=8)),
+]
 
 
 def main() -> None:
@@ -41,30 +65,34 @@ def main() -> None:
     out = parser.parse_args().out
     jax.config.update("jax_platforms", "cpu")
     rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"] if out.is_file() else []
-    for (name, number), figures in MAXTEXT.items():
-        if any((row["topology"], row["rows"]) == (name, number) for row in rows):
+    for case in CASES:
+        if any(row["case"] == case.key for row in rows):
             continue
-        trial = Trial(number, "full", MeshConfig())
-        row = compile_training(target(name), PRESETS["ar-omni"], JointVocabulary.aromni(), trial, length=4096)
-        row["maxtext"] = dict(zip(_FIELDS, figures, strict=True))
-        row["date"] = datetime.date.today().isoformat()
+        trial = Trial(case.rows, case.remat, case.mesh)
+        model = PRESETS[case.model]
+        model = dataclasses.replace(model, max_positions=max(case.length, model.max_positions))
+        row = compile_training(target(case.topology), model, JointVocabulary.aromni(), trial, length=case.length)
+        row |= {"case": case.key, "model": case.model, "date": datetime.date.today().isoformat()}
+        if case.maxtext:
+            row["maxtext"] = dict(zip(_FIELDS, case.maxtext, strict=True))
         rows.append(row)
         versions = {package: importlib.metadata.version(package) for package in ("aromni_jax", "jax", "libtpu")}
-        result = {"model": "ar-omni", "config": dataclasses.asdict(PRESETS["ar-omni"])}
-        store.write_json(out, {**result, "rows": rows, "versions": versions})
+        store.write_json(out, {"rows": rows, "versions": versions})
         store.write_text(out.with_suffix(".md"), _table(rows, versions))
-        print(f"{name}, {number} rows per chip: compiled", flush=True)
+        print(*case.key, "compiled", flush=True)
 
 
 def _table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
     lines = [
-        "# ar-omni, training, beside MaxText",
+        "# Training compiled for TPUs, ar-omni beside MaxText",
         "",
         "| topology, rows per chip | peak (GiB): MaxText | here | ratio | temporaries: MaxText | here "
         "| matmuls (TFLOP): MaxText | here | step (s): MaxText | here |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        if "maxtext" not in row:
+            continue
         theirs, peak = row["maxtext"], row["peak"] / 2**30
         lines.append(
             f"| {row['topology']}, {row['rows']} | {theirs['peak_gib']:.2f} | {peak:.2f} "

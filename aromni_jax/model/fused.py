@@ -17,6 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from aromni_jax.model.balance import collect, deal, dealt_positions
 from aromni_jax.model.plain import Visibility, dense_mask, xla_attend
 from aromni_jax.parallel import DEFAULT_RULES, platform
 
@@ -49,14 +50,15 @@ def splash_attend(
 ) -> jax.Array:
     """On TPUs: rows of a multiple of 128 tokens, as many keys as queries, head_dim a multiple of 128.
 
-    On a mesh every device takes its rows, heads and queries; keys are gathered along the sequence over "context".
+    On a mesh every device takes its rows, heads and queries; keys are gathered along the sequence over "context", and
+    queries dealt over it (see `balance`) if there are enough of them.
     `interpret` runs the kernel's program on any device, for tests.
     """
     mesh = jax.sharding.get_abstract_mesh()
     q_bhse = q_bshe.swapaxes(1, 2) * q_bshe.shape[3] ** -0.5  # the kernel does not scale
     segments = (visibility.query_segments_bs, visibility.key_segments_bt)
     if mesh.empty:
-        kernel = _splash_kernel(q_bhse.shape[1], q_bhse.shape[2], 1, 1, interpret)
+        kernel = _splash_kernel(q_bhse.shape[1], q_bhse.shape[2], 1, 1, False, interpret)
         return _rows(kernel, q_bhse, k_bkte, v_bkte, *segments).swapaxes(1, 2)
 
     spec = functools.partial(DEFAULT_RULES.spec, mesh=mesh)
@@ -67,15 +69,33 @@ def splash_attend(
         k_bkte, v_bkte = (jnp.repeat(x, q_bhse.shape[1] // x.shape[1], axis=1) for x in (k_bkte, v_bkte))
         k_spec = P(k_spec[0], q_spec[1])
     heads, queries = (_devices(mesh, part) for part in q_spec[1:3])
-    kernel = _splash_kernel(q_bhse.shape[1], q_bhse.shape[2], heads, queries, interpret)
+    even = queries % 2 == 0 and s % (2 * queries * _LANES) == 0
+    kernel = _splash_kernel(h, s, heads, queries, even, interpret)
     kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, P(q_spec[1], q_spec[2])))
     segment_specs = tuple(
         None if ids is None else P(q_spec[0], part) for ids, part in zip(segments, (q_spec[2], None), strict=True)
     )
     mixed_bhse = jax.shard_map(
-        _rows, in_specs=(kernel_spec, q_spec, k_spec, k_spec, *segment_specs), out_specs=q_spec, check_vma=False
+        _dealt_rows if even else _rows,
+        in_specs=(kernel_spec, q_spec, k_spec, k_spec, *segment_specs),
+        out_specs=q_spec,
+        check_vma=False,
     )(kernel, q_bhse, k_bkte, v_bkte, *segments)
     return mixed_bhse.swapaxes(1, 2)
+
+
+def _dealt_rows(
+    kernel: splash.SplashAttentionKernel,
+    q_bhse: jax.Array,
+    k_bkte: jax.Array,
+    v_bkte: jax.Array,
+    q_segments_bs: jax.Array | None,
+    k_segments_bt: jax.Array | None,
+) -> jax.Array:
+    """`_rows` for queries in order, with a kernel for dealt ones."""
+    q_bhse = deal(q_bhse, 2)
+    q_segments_bs = None if q_segments_bs is None else deal(q_segments_bs, 1)
+    return collect(_rows(kernel, q_bhse, k_bkte, v_bkte, q_segments_bs, k_segments_bt), 2)
 
 
 def _rows(
@@ -94,17 +114,23 @@ def _rows(
 
 
 def _splash_kernel(
-    heads: int, length: int, head_shards: int, query_shards: int, interpret: bool
+    heads: int, length: int, head_shards: int, query_shards: int, dealt: bool, interpret: bool
 ) -> splash.SplashAttentionKernel:
-    queries, keys = (_largest_block(length // shards, most) for shards, most in ((query_shards, _QUERIES), (1, _KEYS)))
+    queries, keys = _largest_block(length // (query_shards * (1 + dealt)), _QUERIES), _largest_block(length, _KEYS)
     blocks = splash.BlockSizes(
         block_q=queries, block_kv=keys, block_kv_compute=keys,
         block_q_dkv=queries, block_kv_dkv=keys, block_kv_dkv_compute=keys, use_fused_bwd_kernel=True,
         q_layout=splash.QKVLayout.SEQ_MINOR, k_layout=splash.QKVLayout.SEQ_MINOR,  # as `fused_form`
     )  # fmt: skip
-    mask = splash_mask.MultiHeadMask([splash_mask.CausalMask((length, length))] * heads)
+    mask = splash_mask.CausalMask((length, length))
+    if dealt:
+        mask.q_sequence = dealt_positions(length, query_shards)
     return splash.make_splash_mha(
-        mask, block_sizes=blocks, head_shards=head_shards, q_seq_shards=query_shards, interpret=interpret
+        splash_mask.MultiHeadMask([mask] * heads),
+        block_sizes=blocks,
+        head_shards=head_shards,
+        q_seq_shards=query_shards,
+        interpret=interpret,
     )
 
 

@@ -59,6 +59,24 @@ def test_splash_equals_reference(arrays, mesh, monkeypatch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
 
 
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_splash_with_queries_dealt_over_devices_equals_reference(devices, monkeypatch):
+    monkeypatch.setattr(fused, "_QUERIES", 128)
+    monkeypatch.setattr(fused, "_KEYS", 256)
+    length = 2 * devices * 128
+    rng = np.random.default_rng(0)
+    shapes = [(1, length, 2, HEAD_DIM), *[(1, 1, length, HEAD_DIM)] * 2]
+    qkv = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    segments_bs = jnp.asarray(np.sort(rng.integers(0, 3, (1, length))), jnp.int32)
+    visibility = Visibility(jnp.arange(length), segments_bs, segments_bs)
+    expected = values_and_gradients(lambda q, k, v: xla_attend(q, k, v, dense_mask(visibility, length)), qkv)
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=1, context=devices), jax.devices()[:devices])):
+        actual = values_and_gradients(
+            lambda q, k, v: fused.splash_attend(q, k, v, visibility=visibility, interpret=True), qkv
+        )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), actual, expected)
+
+
 def lowered_for(platform, arrays, visibility):
     traced = jax.jit(lambda q, k, v: fused.fused_attend(q, k, v, visibility)).trace(*arrays)
     return traced.lower(lowering_platforms=(platform,)).as_text()
