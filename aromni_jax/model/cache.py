@@ -161,10 +161,12 @@ class KVCache:
             self, segments_bt=self.segments_bt[rows_r], positions_b=self.positions_b[rows_r]
         ).keep_first(keep_r)
         order_rt = jnp.argsort(kept.segments_bt == 0, axis=1, stable=True)[:, :length]
+        real_rt = jnp.take_along_axis(kept.segments_bt, order_rt, axis=1) != 0
 
         def move(array: jax.Array) -> jax.Array:
-            order = jnp.expand_dims(order_rt, (1, *range(3, array.ndim)))
-            return _longer(jnp.take_along_axis(array[rows_r], order, axis=_TIME), length, _TIME)
+            order, real = (jnp.expand_dims(of_rt, (1, *range(3, array.ndim))) for of_rt in (order_rt, real_rt))
+            moved = jnp.take_along_axis(array[rows_r], order, axis=_TIME)
+            return _longer(jnp.where(real, moved, jnp.zeros((), array.dtype)), length, _TIME)  # as in `put`
 
         return KVCache(
             layers=jax.tree.map(move, self.layers),
@@ -189,7 +191,8 @@ class KVCache:
         rows_of_r = jnp.asarray(of_r)
 
         def place(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[rows_r, :, : other.length].set(new[rows_of_r].astype(old.dtype))
+            # To the end: a slot that nobody sees still counts as 0 times what is in it, and that must not be NaN.
+            return old.at[rows_r].set(_longer(new[rows_of_r].astype(old.dtype), self.length, _TIME))
 
         return KVCache(
             layers=jax.tree.map(place, self.layers, other.layers),

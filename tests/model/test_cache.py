@@ -1,5 +1,7 @@
 """Decoding with the key/value cache equals the full forward pass, whatever the padding."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -197,3 +199,18 @@ def test_stacked_layers_can_be_given_up_on_the_way():
     apart = split_layers(whole, consume=True)
     assert all(array.is_deleted() for array in jax.tree.leaves(whole["layers"]))
     assert not any(array.is_deleted() for array in jax.tree.leaves(apart))
+
+
+def test_what_a_lost_row_leaves_behind_is_seen_by_nobody():
+    """Rows put or picked into slots that once held NaN: such a slot weighs 0, and 0 times NaN would be NaN."""
+    params, ids = lively_params(SMALL), tokens(2, 6)
+    _, fresh = forward(params, SMALL, ids, cache=KVCache.create(SMALL, 2, 6))
+    spoilt = KVCache.create(SMALL, 2, 12)
+    spoilt = dataclasses.replace(spoilt, layers=jax.tree.map(lambda array: array + jnp.nan, spoilt.layers))
+    put = spoilt.put(jnp.arange(2), fresh, [0, 1], fresh.index)
+    picked = dataclasses.replace(put, layers=jax.tree.map(lambda a: a.at[:, :, 6:].set(jnp.nan), put.layers))
+    picked = picked.pick(jnp.arange(2), jnp.full(2, 6), 12)
+    expected, _ = forward(params, SMALL, ids[:, :1], cache=fresh.grow(12))
+    for cache in (put, picked):
+        hidden, _ = forward(params, SMALL, ids[:, :1], cache=cache)
+        np.testing.assert_allclose(hidden, expected, atol=1e-6)
