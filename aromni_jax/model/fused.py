@@ -67,7 +67,7 @@ def splash_attend(
     k_spec = spec("batch", "kv_heads", None, None, shape=k_bkte.shape)
     if k_spec[1] != q_spec[1]:  # fewer than devices: every query head brings its own
         k_bkte, v_bkte = (jnp.repeat(x, q_bhse.shape[1] // x.shape[1], axis=1) for x in (k_bkte, v_bkte))
-        k_spec = P(k_spec[0], q_spec[1])
+    k_spec = P(k_spec[0], q_spec[1], q_spec[2])
     heads, queries = (_devices(mesh, part) for part in q_spec[1:3])
     even = queries % 2 == 0 and s % (2 * queries * _LANES) == 0
     kernel = _splash_kernel(h, s, heads, queries, even, interpret)
@@ -75,27 +75,26 @@ def splash_attend(
     segment_specs = tuple(
         None if ids is None else P(q_spec[0], part) for ids, part in zip(segments, (q_spec[2], None), strict=True)
     )
+
+    def own_rows(
+        kernel: splash.SplashAttentionKernel,
+        q_bhse: jax.Array,
+        k_bkte: jax.Array,
+        v_bkte: jax.Array,
+        q_segments_bs: jax.Array | None,
+        k_segments_bt: jax.Array | None,
+    ) -> jax.Array:
+        if queries > 1:  # gathered here, so that backward every device is sent the sums of its own keys only
+            k_bkte, v_bkte = (jax.lax.all_gather(x, q_spec[2], axis=2, tiled=True) for x in (k_bkte, v_bkte))
+        if not even:
+            return _rows(kernel, q_bhse, k_bkte, v_bkte, q_segments_bs, k_segments_bt)
+        q_segments_bs = None if q_segments_bs is None else deal(q_segments_bs, 1)
+        return collect(_rows(kernel, deal(q_bhse, 2), k_bkte, v_bkte, q_segments_bs, k_segments_bt), 2)
+
     mixed_bhse = jax.shard_map(
-        _dealt_rows if even else _rows,
-        in_specs=(kernel_spec, q_spec, k_spec, k_spec, *segment_specs),
-        out_specs=q_spec,
-        check_vma=False,
+        own_rows, in_specs=(kernel_spec, q_spec, k_spec, k_spec, *segment_specs), out_specs=q_spec, check_vma=False
     )(kernel, q_bhse, k_bkte, v_bkte, *segments)
     return mixed_bhse.swapaxes(1, 2)
-
-
-def _dealt_rows(
-    kernel: splash.SplashAttentionKernel,
-    q_bhse: jax.Array,
-    k_bkte: jax.Array,
-    v_bkte: jax.Array,
-    q_segments_bs: jax.Array | None,
-    k_segments_bt: jax.Array | None,
-) -> jax.Array:
-    """`_rows` for queries in order, with a kernel for dealt ones."""
-    q_bhse = deal(q_bhse, 2)
-    q_segments_bs = None if q_segments_bs is None else deal(q_segments_bs, 1)
-    return collect(_rows(kernel, q_bhse, k_bkte, v_bkte, q_segments_bs, k_segments_bt), 2)
 
 
 def _rows(
