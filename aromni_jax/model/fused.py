@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from aromni_jax.model.balance import collect, deal, dealt_positions
 from aromni_jax.model.plain import Visibility, dense_mask, xla_attend
-from aromni_jax.parallel import DEFAULT_RULES, platform
+from aromni_jax.parallel import DEFAULT_RULES, joined, platform
 
 _LANES = 128  # of a TPU's vector registers: rows, and blocks of them, are multiples
 # Queries and keys per block: the larger, the fewer times keys are read, and 1024 squared is what a v5e's memory holds.
@@ -85,7 +85,7 @@ def splash_attend(
         k_segments_bt: jax.Array | None,
     ) -> jax.Array:
         if queries > 1:  # gathered here, so that backward every device is sent the sums of its own keys only
-            k_bkte, v_bkte = (jax.lax.all_gather(x, q_spec[2], axis=2, tiled=True) for x in (k_bkte, v_bkte))
+            k_bkte, v_bkte = (joined(x, q_spec[2], axis=2) for x in (k_bkte, v_bkte))
         if not even:
             return _rows(kernel, q_bhse, k_bkte, v_bkte, q_segments_bs, k_segments_bt)
         q_segments_bs = None if q_segments_bs is None else deal(q_segments_bs, 1)

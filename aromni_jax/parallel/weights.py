@@ -8,6 +8,7 @@ in two steps it does neither.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -73,14 +74,16 @@ def whole(weight: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     if mesh.shape["fsdp"] == 1 or "fsdp" not in spec:
         return shard(weight, *(None if axis == "embed" else axis for axis in axes))
     place = spec.index("fsdp")
-
-    def gathered(part: jax.Array) -> jax.Array:
-        for groups in reversed(_groups(mesh.shape["fsdp"])):
-            part = jax.lax.all_gather(part, "fsdp", axis=place, axis_index_groups=groups, tiled=True)
-        return part
-
     kept = P(*(None if axis == place else part for axis, part in enumerate(spec)))
-    return jax.shard_map(gathered, in_specs=spec, out_specs=kept, check_vma=False)(weight)
+    join = functools.partial(joined, name="fsdp", axis=place)
+    return jax.shard_map(join, in_specs=spec, out_specs=kept, check_vma=False)(weight)
+
+
+def joined(part: jax.Array, name: str, axis: int) -> jax.Array:
+    """Inside `jax.shard_map`: the parts of all devices along mesh axis `name`, joined along `axis`."""
+    for groups in reversed(_groups(jax.lax.axis_size(name))):
+        part = jax.lax.all_gather(part, name, axis=axis, axis_index_groups=groups, tiled=True)
+    return part
 
 
 def _split(names: str) -> P:
