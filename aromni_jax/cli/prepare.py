@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
     parser.add_argument(
         "source",
-        help=f"{' or '.join(WORLDS)} (worlds of the package); a folder of pictures, sound or text files with captions or "
-        "transcripts (name.txt, metadata.jsonl, metadata.csv); *.tar (WebDataset), *.parquet, *.jsonl of ids, or a "
+        help=f"{' or '.join(WORLDS)} (worlds of the package); a folder of pictures, sound or text files with captions "
+        "or transcripts (name.txt, metadata.jsonl, metadata.csv); *.tar (WebDataset), *.parquet, *.jsonl of ids, or a "
         "folder of them; tfds:NAME",
     )
     parser.add_argument(
@@ -107,7 +107,7 @@ def _corpus(args: argparse.Namespace) -> Manifest:
     return prepare_corpus(
         source,
         args.out,
-        codecs=_places(args.codecs) if source.needs else None,
+        codecs=_places(args.codecs) if args.codecs else None,
         vocabulary=None if source.needs else named_vocabulary(args.vocabulary),
         template=args.template,
         tasks=args.tasks,
@@ -123,10 +123,6 @@ def _corpus(args: argparse.Namespace) -> Manifest:
 def _places(words: Sequence[str]) -> dict[str, str]:
     """Where each codec is."""
     kinds = ("text", "image", "speech")
-    if not words:
-        raise UserError(
-            "which codecs? Give --codecs with a folder, the name of a world, or text=PATH image=PATH speech=PATH"
-        )
     if len(words) == 1 and "=" not in words[0]:
         return dict.fromkeys(kinds, words[0])
     places: dict[str, Any] = dict(word.partition("=")[::2] for word in words)

@@ -2,7 +2,6 @@
 
 from aromni_jax.prepare.corpus import prepare_corpus
 from aromni_jax.prepare.media import Codecs
-from aromni_jax.prepare.shards import prepare_shards
 from aromni_jax.prepare.world import prepare_world
 
-__all__ = ["Codecs", "prepare_corpus", "prepare_shards", "prepare_world"]
+__all__ = ["Codecs", "prepare_corpus", "prepare_world"]

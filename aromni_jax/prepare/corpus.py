@@ -21,15 +21,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from aromni_jax.codecs import TextCodec
 from aromni_jax.data.files import SUFFIX, RecordFile, RecordWriter
 from aromni_jax.data.manifest import Manifest, write_manifest, write_split
 from aromni_jax.data.record import Record
 from aromni_jax.errors import UserError
 from aromni_jax.prepare.beam import run_pipeline
 from aromni_jax.prepare.building import already_built, building
+from aromni_jax.prepare.examples import TASKS_MADE, ExampleBuilder, Recipe
 from aromni_jax.prepare.items import SPLITS, Reject, Source
 from aromni_jax.prepare.media import Codecs
-from aromni_jax.prepare.tokenising import TASKS_MADE, Recipe, Tokeniser
+from aromni_jax.prepare.tokenising import Tokeniser
 from aromni_jax.store import read_json, write_json
 from aromni_jax.tasks.templates import get_template
 from aromni_jax.vocabulary import TASKS, JointVocabulary
@@ -45,7 +47,7 @@ class Job:
     """What a worker needs to make shards.
 
     Attributes:
-      codecs: as `Codecs.load` takes them; None for sources of ids.
+      codecs: where they are; None for a source of token streams.
       stop: at the first reject.
     """
 
@@ -58,7 +60,9 @@ class Job:
 
     def tokeniser(self) -> Tokeniser:
         """Loads the codecs."""
-        return Tokeniser(self.recipe, self.vocabulary, Codecs.load(self.codecs) if self.codecs else None)
+        codecs = load_codecs(self.source, self.codecs)
+        builder = ExampleBuilder(self.recipe, self.vocabulary, codecs.get("text"))
+        return Tokeniser(builder, codecs.get("image"), codecs.get("speech"))
 
     def shard(self, number: int) -> pathlib.Path:
         """Folder of a shard that is done."""
@@ -87,8 +91,8 @@ def prepare_corpus(
     Memory does not grow with the data: of each example four bytes are kept.
 
     Args:
-      codecs: as `Codecs.load` takes them; None for sources of ids.
-      vocabulary: of a source of ids; None = that of the codecs.
+      codecs: where they are: "text", "image", "speech"; None for a source of token streams.
+      vocabulary: of a source of token streams; others have that of the codecs.
       template: of the prompts; None = "aromni" for the official layout, else "brief".
       tasks: those of `TASKS_MADE` to make; () = all that the items allow.
       sequence_length: tokens of a packed row, and of the longest example.
@@ -108,11 +112,9 @@ def prepare_corpus(
             raise UserError(f"no task {task!r} is made of media; choose among {', '.join(TASKS_MADE)}")
     if sequence_length < 2 or held_out_every < 0:
         raise UserError(f"sequence length {sequence_length}, one held out of {held_out_every}: no such data set")
-    loaded = Codecs.load(codecs) if codecs else None
-    if vocabulary is None:
-        assert loaded is not None
-        vocabulary = loaded.vocabulary
-    fingerprints = loaded.fingerprints if loaded else {}
+    loaded = load_codecs(source, codecs)
+    fingerprints = {kind: codec.fingerprint for kind, codec in loaded.items()}
+    vocabulary = _vocabulary(source, loaded, vocabulary)
     template = template or ("aromni" if vocabulary == JointVocabulary.aromni() else "brief")
     every = 0 if source.has_split else held_out_every
     recipe = Recipe(get_template(template).name, tuple(tasks) or TASKS_MADE, sequence_length, every, seed)
@@ -139,6 +141,35 @@ def prepare_corpus(
         write_manifest(folder, manifest)
     shutil.rmtree(work, ignore_errors=True)
     return manifest
+
+
+def load_codecs(source: Source, places: Mapping[str, str] | None) -> dict[str, Any]:
+    """Those that the source needs, by kind; UserError if they are not named, or as they raise it."""
+    if not source.needs:
+        return {}
+    if not places:
+        raise UserError(
+            "which codecs? Give --codecs a folder, the name of a world, or text=PATH image=PATH speech=PATH"
+        )
+    if source.sizes:
+        if places["text"].endswith(".json"):
+            raise UserError(
+                "codes of AnyGPT's tokenizers cannot be mapped to the official layout, whose codes mean other pictures "
+                "and sounds: encode its media anew, or give --codecs a text codec of another layout"
+            )
+        return {"text": TextCodec.load(places["text"])}
+    codecs = Codecs.load(places)
+    return {"text": codecs.text, "image": codecs.image, "speech": codecs.speech}
+
+
+def _vocabulary(source: Source, codecs: Mapping[str, Any], given: JointVocabulary | None) -> JointVocabulary:
+    """That of the codecs, with the sizes of codes that the source holds already; for token streams the given one."""
+    if not source.needs:
+        assert given is not None
+        return given
+    if source.sizes:
+        return JointVocabulary.compact(text_pieces=codecs["text"].num_pieces, **source.sizes)
+    return Codecs(**codecs).vocabulary
 
 
 # -- the plan -------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Folders of pictures, sound and text files, with their captions and transcripts in the layouts that are in use.
 
     cat.jpg cat.txt              a text beside each medium, of the same name
-    metadata.jsonl               {"file_name": "cat.jpg", "text": "a cat"} per line, as Hugging Face's imagefolder has it
+    metadata.jsonl               {"file_name": "cat.jpg", "text": "a cat"} per line, as Hugging Face has it
     metadata.csv                 the same as a table with a header; or LJSpeech's ID|text|normalised text without one
     84-121123.trans.txt          ID text per line, as LibriSpeech has it
     notes.txt                    without a medium: plain text
@@ -22,7 +22,7 @@ from typing import Any
 
 from aromni_jax.errors import UserError
 from aromni_jax.prepare.columns import Columns
-from aromni_jax.prepare.items import Item, Part, Reject, Stream, split_named
+from aromni_jax.prepare.items import Given, Item, Part, Reject, split_named
 
 IMAGES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 SOUNDS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"))
@@ -39,6 +39,8 @@ class FolderSource:
 
     folder: str
     columns: Columns
+
+    sizes = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -70,7 +72,7 @@ class FolderSource:
         if rows:
             yield {"rows": rows}, len(rows)
 
-    def items(self, part: Part) -> Iterator[Item | Stream | Reject]:
+    def items(self, part: Part) -> Iterator[Given]:
         for row in part["rows"]:
             yield self._item(row)
 
@@ -84,12 +86,12 @@ class FolderSource:
             except (OSError, UnicodeDecodeError) as error:
                 reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
                 return Reject(str(path), name, "bad text", reason)
-        media = {kind: root / row[kind] for kind in ("image", "speech") if kind in row}
-        file = str(next(iter(media.values()), root / row.get("text_file", name)))
+        media: dict[str, Path] = {kind: root / row[kind] for kind in ("image", "speech") if kind in row}
+        file = str(next(iter(media.values()), root / str(row.get("text_file", name))))
         if row.get("fault"):
             return Reject(file, name, "bad line of the metadata", row["fault"])
         split = split_named(name.split("/")[0]) if "/" in name and self.has_split else ""
-        return Item(file, name, split, tuple(texts), **media)
+        return Item(file, name, split, tuple(texts), media.get("image"), media.get("speech"))
 
     def _walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
         """(folder, folders in it, files in it), in order of name; names that begin with a dot are passed over."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +37,17 @@ class Wave:
     rate: int
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Codes:
+    """A medium that is encoded already: int32 [n] from 0."""
+
+    codes: np.ndarray
+
+
+Picture = Path | Blob | Codes
+Sound = Path | Blob | Wave | Codes
+
+
 @dataclasses.dataclass(frozen=True)
 class Item:
     """Media and texts that belong together.
@@ -49,8 +62,31 @@ class Item:
     record: str
     split: str = ""
     texts: tuple[str, ...] = ()
-    image: Path | Blob | None = None
-    speech: Path | Blob | Wave | None = None
+    image: Picture | None = None
+    speech: Sound | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """Of a dialog: what the user shows and says, and the answer in the shape of SPEC 2.4."""
+
+    speech: tuple[Codes, ...]
+    images: tuple[Codes, ...]
+    said: str
+    transcript: str
+    reply: str
+    answer_speech: tuple[Codes, ...]
+    answer_images: tuple[Codes, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialog:
+    """Turns that belong together; `file`, `record` and `split` as of an `Item`."""
+
+    file: str
+    record: str
+    split: str
+    turns: tuple[Turn, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,16 +147,23 @@ class Reject:
         return f"{self.file} ({self.record}): {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
+Given = Item | Dialog | Stream | Reject
+
+
 class Source(Protocol):
     """Data of one format at one place. Sent to the pipeline's workers as it is.
 
     Attributes:
-      needs: the codecs that its items take: of "text", "image" and "speech".
+      needs: the codecs that its items take: "text", "image", "speech"; none for token streams.
+      sizes: of codes that it holds already, made by codecs of its own: the arguments of `JointVocabulary.compact`.
       has_split: whether its items tell their own split.
     """
 
     @property
     def needs(self) -> frozenset[str]: ...
+
+    @property
+    def sizes(self) -> Mapping[str, int] | None: ...
 
     @property
     def has_split(self) -> bool: ...
@@ -131,7 +174,7 @@ class Source(Protocol):
     def parts(self, size: int) -> Iterator[tuple[Part, int]]:
         """All of it in order, in parts of about `size` items; with the number of items, 0 where that is not known."""
 
-    def items(self, part: Part) -> Iterator[Item | Stream | Reject]:
+    def items(self, part: Part) -> Iterator[Given]:
         """What a part holds, read one by one."""
 
 
@@ -141,3 +184,10 @@ def split_named(name: str) -> str:
     if {"test", "testing", "val", "valid", "validation", "dev", "eval"} & set(words):
         return "test"
     return "train" if {"train", "training"} & set(words) else ""
+
+
+def files_state(files: Sequence[str]) -> Mapping[str, Any]:
+    """Of a source that is files: which, and how large and how old they are."""
+    facts = [f"{file} {(stat := os.stat(file)).st_size} {stat.st_mtime_ns}" for file in files]
+    digest = hashlib.sha256("\n".join(facts).encode(errors="surrogateescape")).hexdigest()
+    return {"first": str(Path(files[0]).absolute()), "files": len(files), "digest": digest[:16]}

@@ -32,7 +32,7 @@ class Codecs:
 
     @classmethod
     def load(cls, places: str | os.PathLike[str] | Mapping[str, str]) -> Codecs:
-        """From a folder that holds the three, the name of a shipped world, or a place of each: "text", "image", "speech".
+        """From a folder that holds the three, the name of a shipped world, or a place each: "text", "image", "speech".
 
         The text codec may be a `tokenizer.json` of the official layout. UserError as the codecs raise it.
         """
