@@ -266,7 +266,9 @@ def _merged(
             seed=job.recipe.seed,
         )
     if not splits["train"]:
-        raise UserError(f"no record to keep: {statistics['rejected']} rejected ({_reasons(statistics['rejects'])})")
+        with (folder / REJECTS).open() as lines:
+            first = next((Reject(**json.loads(line)).line for line in lines), "the source is empty")
+        raise UserError(f"no record to keep: {statistics['rejected']} rejected; the first one: {first}")
     return Manifest(
         vocabulary=job.vocabulary,
         codecs=fingerprints,
@@ -276,10 +278,6 @@ def _merged(
         joint=joint,
         statistics=statistics,
     )
-
-
-def _reasons(rejects: dict[str, int]) -> str:
-    return ", ".join(f"{reason}: {count}" for reason, count in rejects.items()) or "the source is empty"
 
 
 def _shard_files(job: Job, shards: int, split: str, task: str) -> Iterator[pathlib.Path]:

@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import tarfile
+from typing import ClassVar
 
 import numpy as np
 import soundfile
@@ -105,6 +106,7 @@ def tfds(folder):
 
     class Pairs(tensorflow_datasets.core.GeneratorBasedBuilder):
         VERSION = tensorflow_datasets.core.Version("1.0.0")
+        url_infos: ClassVar = {}  # or it looks beside the code for the addresses of its downloads
 
         def _info(self):
             captions = kinds.Sequence({"id": np.int64, "text": kinds.Text()})
@@ -136,3 +138,31 @@ def tfds(folder):
     }
     (made / "features.json").write_text(json.dumps(described))
     return made
+
+
+def media_tokens(opening, letter, codes, closing):
+    """AnyGPT's marker tokens."""
+    return opening + "".join(f"<{letter}{code}>" for code in codes) + closing
+
+
+def anygpt(folder):
+    """Its three kinds of rows, and rows that cannot be."""
+    folder.mkdir(parents=True)
+    heard = media_tokens("<sosp>", "🗣️", [1, 1, 1023], "<eosp>")
+    answered = media_tokens("<sosp>", "🗣️", [5, 6], "<eosp>")
+    seen = media_tokens("<soim>", "👀", range(8000, 8032), "<eoim>")
+    said = [
+        {"role": "user", "message": f"{heard} Please acknowledge the user's vocal input"},
+        {"role": "assistant", "message": f"<-Ins-> hello, how are you\n <-Res-> I am fine {answered} "},
+    ]
+    rows = [
+        {"text": "a red ring", "image": seen},
+        {"text": "thirty", "speech": heard},
+        {"id": 1, "conversation": [said, said]},
+        {"text": "short", "image": media_tokens("<soim>", "👀", [1, 2], "<eoim>")},
+        {"text": "no such code", "speech": media_tokens("<sosp>", "🗣️", [1024], "<eosp>")},
+        {"text": "a tune", "music": "<somu><🎶1><eomu>"},
+        {"id": 2, "conversation": [[said[0], {"role": "assistant", "message": "no shape"}]]},
+    ]
+    (folder / "all.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return folder

@@ -2,14 +2,15 @@
 
 import collections
 import json
+import pathlib
+import sys
+import tarfile
 
-import numpy as np
 import pytest
 
 from aromni_jax.codecs import TextCodec
 from aromni_jax.config import DataConfig, LossConfig
 from aromni_jax.data import batches, read_records
-from aromni_jax.errors import UserError
 from aromni_jax.prepare import prepare_corpus
 from aromni_jax.prepare.columns import Columns
 from aromni_jax.prepare.sources import open_source
@@ -82,3 +83,54 @@ def test_every_format_gives_the_same_examples(folder_set, tmp_path, make):
         for found in (pairs(out, manifest), pairs(tmp_path / "data", other))
     ]
     assert with_prompt[0] == with_prompt[1]
+
+
+def test_tfds_needs_no_tensorflow(tmp_path, folder_set):
+    place = corpora.tfds(tmp_path / "tfds")
+    manifest = prepare(f"tfds:{place}", tmp_path / "data", tasks=["image_caption", "speech_to_text"])
+    found = pairs(tmp_path / "data", manifest)
+    captions = {text for task, text, _ in found if task == "image_caption"}
+    assert captions == {f"describe {text}" for n in range(7) for text in (corpora.CAPTIONS[n], f"again {n}")}
+    # The pictures are those of the folder, so are their codes.
+    expected = {pair for pair in pairs(*folder_set[:2]) if pair[0] == "image_caption"}
+    assert expected <= found.keys()
+    heard = {(text, codes) for task, text, codes in found if task == "speech_to_text" and "picture" in text}
+    sounds = {codes for task, _, codes in pairs(*folder_set[:2]) if task == "speech_to_text"}
+    assert {codes for _, codes in heard} >= sounds
+    assert {record.id.split("/")[1] for split, record in records(tmp_path / "data", manifest) if split == "test"} == {
+        "val"
+    }
+    assert "tensorflow" not in sys.modules
+
+
+def test_what_cannot_be_used_is_told(tmp_path):
+    place = corpora.side_by_side(tmp_path / "media")
+    (place / "png" / "0.txt").unlink()
+    (place / "png" / "1.txt").write_text(" \n")
+    (place / "png" / "2.png").write_bytes(corpora.png(2)[:200])
+    (place / "wav" / "3.wav").write_bytes(corpora.wav(3)[:44])
+    (place / "wav" / "4.txt").write_text("fifty " * 200)
+    (place / "wav" / "5.wav").write_bytes(corpora.wav(40) * 1)
+    (place / "wav" / "5.txt").write_bytes(b"\xff\xfe\xfd")
+    with tarfile.open(tmp_path / "cut.tar", "w") as file:
+        file.add(place, "media")
+    manifest = prepare(place, tmp_path / "data", held_out_every=0)
+    told = {}
+    for line in (tmp_path / "data" / "rejects.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        told.setdefault((pathlib.Path(row["file"]).name, row["record"]), set()).add(row["reason"])
+    assert told == {
+        ("0.png", "png/0"): {"no text"},
+        ("1.png", "png/1"): {"no text"},
+        ("2.png", "png/2"): {"bad picture"},
+        ("3.wav", "wav/3"): {"bad sound"},
+        ("4.wav", "wav/4"): {"too long"},
+        ("5.txt", "wav/5"): {"bad text"},
+    }
+    assert manifest.statistics["rejects"] == {
+        "bad picture": 1, "bad sound": 1, "bad text": 1, "no text": 2, "too long": 2
+    }  # fmt: skip
+    data = (tmp_path / "cut.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(data[: len(data) // 2 // 512 * 512 + 100])
+    manifest = prepare(tmp_path / "cut.tar", tmp_path / "cut")
+    assert manifest.statistics["rejects"]["unreadable tar"] == 1
