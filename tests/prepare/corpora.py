@@ -10,9 +10,20 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from aromni_jax.prepare import prepare_corpus
+from aromni_jax.prepare.columns import Columns
+from aromni_jax.prepare.sources import open_source
+
 RATE = 16_000
+CODECS = dict.fromkeys(("text", "image", "speech"), "numbers")
 CAPTIONS = [f"a picture of {word}" for word in ("one", "two", "three", "four", "five", "six", "seven")]
 TRANSCRIPTS = ["twelve", "twenty one", "thirty", "forty four", "fifty"]
+
+
+def prepare(place, out, **options):
+    """With the codecs of the numbers world."""
+    options = {"codecs": CODECS, "sequence_length": 256, "held_out_every": 4, "progress": False, **options}
+    return prepare_corpus(open_source(str(place), options.pop("columns", Columns())), out, **options)
 
 
 def png(number):

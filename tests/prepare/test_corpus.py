@@ -11,17 +11,8 @@ import pytest
 from aromni_jax.codecs import TextCodec
 from aromni_jax.config import DataConfig, LossConfig
 from aromni_jax.data import batches, read_records
-from aromni_jax.prepare import prepare_corpus
-from aromni_jax.prepare.columns import Columns
-from aromni_jax.prepare.sources import open_source
 from tests.prepare import corpora
-
-CODECS = dict.fromkeys(("text", "image", "speech"), "numbers")
-
-
-def prepare(place, out, **options):
-    options = {"codecs": CODECS, "sequence_length": 256, "held_out_every": 4, "progress": False, **options}
-    return prepare_corpus(open_source(str(place), options.pop("columns", Columns())), out, **options)
+from tests.prepare.corpora import prepare
 
 
 def records(out, manifest):
@@ -41,13 +32,6 @@ def pairs(out, manifest):
         if text:
             found[record.task, text, tuple(media.tolist())] += 1
     return found
-
-
-@pytest.fixture(scope="module")
-def folder_set(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("folder")
-    place = corpora.side_by_side(folder / "media")
-    return folder / "data", prepare(place, folder / "data", items_per_shard=5), place
 
 
 def test_a_folder_becomes_examples_of_four_tasks(folder_set):

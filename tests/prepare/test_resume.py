@@ -8,14 +8,21 @@ import sys
 import pytest
 
 from aromni_jax.cli.main import main
+from aromni_jax.codecs import TextCodec
+from aromni_jax.data import read_records
 from aromni_jax.errors import UserError
-from aromni_jax.prepare import corpus, prepare_corpus
+from aromni_jax.prepare import beam_shards, corpus, prepare_corpus
 from aromni_jax.prepare.columns import Columns
 from aromni_jax.prepare.sources import open_source
 from tests.prepare import corpora
 
-CODECS = dict.fromkeys(("text", "image", "speech"), "numbers")
-OPTIONS = {"codecs": CODECS, "sequence_length": 256, "held_out_every": 4, "progress": False, "items_per_shard": 3}
+OPTIONS = {
+    "codecs": corpora.CODECS,
+    "sequence_length": 256,
+    "held_out_every": 4,
+    "progress": False,
+    "items_per_shard": 3,
+}
 
 # The records of all shards are 24; then each is written once more, before the rows.
 KILLED = f"""
@@ -47,55 +54,65 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """(media, data set) of an uninterrupted preparation."""
-    folder = tmp_path_factory.mktemp("whole")
-    place = corpora.side_by_side(folder / "media")
-    prepare_corpus(open_source(str(place), Columns()), folder / "data", **OPTIONS)
-    return place, folder / "data"
-
-
-def test_killed_in_a_shard_and_while_packing(whole, tmp_path):
-    place, expected = whole
+def test_killed_in_a_shard_and_while_packing(folder_set, tmp_path):
+    expected, _, place = folder_set
     out, work = tmp_path / "data", tmp_path / ".data.shards"
     killed_at(15, place, out)
     done = {path.name: path.stat().st_mtime_ns for path in work.glob("[0-9]*")}
-    assert 0 < len(done) < 4 and not out.exists()
+    assert 0 < len(done) < 3 and not out.exists()
     assert [path for path in work.glob(".*") if path.is_dir()]  # what it was at
-    killed_at(12 + 30, place, out)
+    killed_at(14 + 20, place, out)
     now = {path.name: path.stat().st_mtime_ns for path in work.glob("[0-9]*")}
-    assert len(now) == 4 and now.items() >= done.items() and not out.exists()
+    assert len(now) == 3 and now.items() >= done.items() and not out.exists()
     prepare_corpus(open_source(str(place), Columns()), out, **OPTIONS)
     assert contents(out) == contents(expected)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_done_again_it_does_nothing(whole, monkeypatch):
-    place, out = whole
+def test_done_again_it_does_nothing(folder_set, monkeypatch):
+    out, _, place = folder_set
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     monkeypatch.setattr(corpus, "run_pipeline", lambda *_: pytest.fail("there is nothing to do"))
     prepare_corpus(open_source(str(place), Columns()), out, **OPTIONS)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
-def test_other_data_is_another_data_set(whole, tmp_path):
-    place, out = whole
+def test_other_data_is_another_data_set(folder_set, tmp_path):
+    out, _, _ = folder_set
     other = corpora.side_by_side(tmp_path / "media")
     with pytest.raises(UserError, match=r"holds another data set \(source: .*--force"):
         prepare_corpus(open_source(str(other), Columns()), out, **OPTIONS)
-    out = tmp_path / "data"
-    work = tmp_path / ".data.shards"
-    killed_at(15, other, out)
-    (other / "png" / "0.txt").write_text("another caption")
-    manifest = prepare_corpus(open_source(str(other), Columns()), out, **OPTIONS)
-    assert manifest.figures("train")["examples"] + manifest.figures("test")["examples"] == 24
-    assert not work.exists() and contents(out) != contents(whole[1])
 
 
-def test_without_beam_it_says_what_to_install(whole, tmp_path, capsys, monkeypatch):
+def test_shards_of_other_data_are_thrown_away(tmp_path, monkeypatch):
+    place, out, work = corpora.side_by_side(tmp_path / "media"), tmp_path / "data", tmp_path / ".data.shards"
+    made, make_shard = [], corpus.make_shard
+
+    def stopped(job, tokeniser, number, offset):
+        if made:
+            raise UserError("stopped")
+        made.append(number)
+        make_shard(job, tokeniser, number, offset)
+
+    monkeypatch.setattr(beam_shards, "make_shard", stopped)
+    with pytest.raises(UserError, match="stopped"):
+        prepare_corpus(open_source(str(place), Columns()), out, **OPTIONS)
+    monkeypatch.undo()
+    assert [path.name for path in work.glob("[0-9]*")] == [f"{made[0]:06d}"]
+    for path in place.glob("*/*.txt"):
+        path.write_text("said otherwise")
+    manifest = prepare_corpus(open_source(str(place), Columns()), out, **OPTIONS)
+    texts = set()
+    for part in manifest.splits["train"].values():
+        for record in read_records(out / part.records, manifest.vocabulary):
+            v, tokens = manifest.vocabulary, record.tokens.astype(int)
+            texts.add(TextCodec.load("numbers").decode(v.text_pieces(tokens[v.text.mask(tokens)]).tolist()))
+    assert all("said otherwise" in text for text in texts - {""}) and not work.exists()
+
+
+def test_without_beam_it_says_what_to_install(folder_set, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
-    words = ["prepare", str(whole[0]), "--codecs", "numbers", "--out", str(tmp_path / "data")]
+    words = ["prepare", str(folder_set[2]), "--codecs", "numbers", "--out", str(tmp_path / "data")]
     assert main(words) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "pip install 'aromni_jax[beam]'" in err
@@ -123,14 +140,14 @@ def test_without_beam_it_says_what_to_install(whole, tmp_path, capsys, monkeypat
         ),
     ],
 )
-def test_errors_are_one_line(whole, tmp_path, capsys, words, message):
+def test_errors_are_one_line(folder_set, tmp_path, capsys, words, message):
     empty = tmp_path / "empty"
     empty.mkdir()
     if any("x." in word or "y." in word for word in words):
         (empty / "x.parquet").write_text("junk")
         (empty / "x.jsonl").write_text('{"a": 1}\n')
         (empty / "y.jsonl").write_text('{"text": "a"}\n')
-    words = [word.format(media=whole[0], empty=empty) for word in words]
+    words = [word.format(media=folder_set[2], empty=empty) for word in words]
     out = tmp_path / "out" / "data"
     # Before --beam, which takes all that follows.
     assert main(["prepare", words[0], "--out", str(out), *words[1:]]) == 1
