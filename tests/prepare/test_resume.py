@@ -21,7 +21,7 @@ OPTIONS = {
     "sequence_length": 256,
     "held_out_every": 4,
     "progress": False,
-    "items_per_shard": 3,
+    "items_per_shard": 5,
 }
 
 # The records of all shards are 24; then each is written once more, before the rows.
