@@ -4,6 +4,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -54,7 +55,7 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_killed_in_a_shard_and_while_packing(folder_set, tmp_path):
+def test_killed_in_a_shard_and_while_packing(folder_set, tmp_path, monkeypatch):
     expected, _, place = folder_set
     out, work = tmp_path / "data", tmp_path / ".data.shards"
     killed_at(15, place, out)
@@ -64,8 +65,10 @@ def test_killed_in_a_shard_and_while_packing(folder_set, tmp_path):
     killed_at(14 + 20, place, out)
     now = {path.name: path.stat().st_mtime_ns for path in work.glob("[0-9]*")}
     assert len(now) == 3 and now.items() >= done.items() and not out.exists()
+    monkeypatch.setattr(corpus, "run_pipeline", spied := mock.Mock(wraps=corpus.run_pipeline))
+    monkeypatch.setattr(beam_shards, "make_shard", lambda *_: pytest.fail("all shards are done"))
     prepare_corpus(open_source(str(place), Columns()), out, **OPTIONS)
-    assert contents(out) == contents(expected)
+    assert spied.called and contents(out) == contents(expected)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
