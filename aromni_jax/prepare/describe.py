@@ -65,18 +65,23 @@ def _mixture(manifest: Manifest, split: str) -> Iterator[str]:
 
 def _histogram(path: pathlib.Path, manifest: Manifest, split: str) -> Iterator[str]:
     """Tokens of the examples, in bars; each measured one stands for as many as there are beside it."""
-    edges = np.linspace(0, manifest.sequence_length, _BARS + 1).round().astype(int)
-    counts, shortest, longest = np.zeros(_BARS), manifest.sequence_length, 0
+    found: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
     for part in manifest.splits[split].values():
         file = RecordFile(path / part.records)
         if not len(file):
             continue
         measured = np.linspace(0, len(file) - 1, min(len(file), _MEASURED)).astype(int).tolist()
         lengths = np.array([len(Record.from_bytes(file[at], file.where(at))) for at in measured])
-        counts += np.histogram(lengths, edges + 1)[0] * (len(file) / len(lengths))
-        shortest, longest = min(shortest, int(lengths.min())), max(longest, int(lengths.max()))
-    if not longest:
+        found.append(lengths)
+        weights.append(np.full(len(lengths), len(file) / len(lengths)))
+    if not found:
         return
+    lengths = np.concatenate(found)
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    bars = min(_BARS, longest - shortest + 1)
+    edges = np.linspace(shortest - 1, longest, bars + 1).round().astype(int)
+    counts, _ = np.histogram(lengths, edges + 1, weights=np.concatenate(weights))
     yield f"  tokens of an example: {shortest} to {longest}"
     for (low, high), count in zip(itertools.pairwise(edges), counts, strict=True):
         bar = "#" * int(np.ceil(_WIDEST * count / counts.max()))
