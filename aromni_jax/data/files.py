@@ -98,6 +98,14 @@ class RecordFile:
             reason = str(error).split(";")[0]
             raise UserError(f"{self.where(index)}: damaged ({reason})") from None
 
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Records in the order asked for, at once: several times faster than one by one."""
+        try:
+            with self._lock:
+                return self._reader.read(list(indices))
+        except RuntimeError:
+            return [self[index] for index in indices]  # says which one is damaged
+
     def where(self, index: int) -> str:
         """How error messages name a record of this file."""
         return f"{self.path} record {index}"
@@ -114,19 +122,32 @@ class Concatenated:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> bytes:
-        file, at = self._place(index)
-        return file[at]
+        number, at = self._place(index)
+        return self._files[number][at]
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Records in the order asked for, with one call for each file."""
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for place, index in enumerate(indices):
+            number, at = self._place(index)
+            wanted.setdefault(number, []).append((place, at))
+        records = [b""] * len(indices)
+        for number, pairs in wanted.items():
+            for (place, _), data in zip(pairs, self._files[number].read([at for _, at in pairs]), strict=True):
+                records[place] = data
+        return records
 
     def where(self, index: int) -> str:
         """How error messages name a record."""
-        file, at = self._place(index)
-        return file.where(at)
+        number, at = self._place(index)
+        return self._files[number].where(at)
 
-    def _place(self, index: int) -> tuple[RecordFile | Concatenated, int]:
+    def _place(self, index: int) -> tuple[int, int]:
+        """(file, record in it)."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect.bisect_right(self._ends, index)
-        return self._files[which], index - (self._ends[which - 1] if which else 0)
+        return which, index - (self._ends[which - 1] if which else 0)
 
 
 def write_records(path: str | os.PathLike[str], records: Sequence[Record]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ from aromni_jax.vocabulary import JointVocabulary, Modality
 NAME = "manifest.json"
 _VERSION = 1
 _COUNTED_AT_ONCE = 256
+_ROWS_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,10 +226,13 @@ def _write_rows(
 ) -> PackedRows:
     row_count = 0
     with RecordWriter(folder / file) as writer:
-        for members in best_fit_parts(lengths, capacity, seed):
-            row = Row.of([Record.from_bytes(records[int(i)]) for i in members], capacity, vocabulary)
-            writer.write(row.to_bytes())
-            row_count += 1
+        rows = best_fit_parts(lengths, capacity, seed)
+        while taken := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            read = iter(records.read(np.concatenate(taken).tolist()))
+            for members in taken:
+                row = Row.of([Record.from_bytes(next(read)) for _ in members], capacity, vocabulary)
+                writer.write(row.to_bytes())
+            row_count += len(taken)
     figures = dataclasses.asdict(efficiency(lengths, row_count, capacity))
     return PackedRows(rows=file, row_count=row_count, efficiency=figures)
 

@@ -47,6 +47,8 @@ def run_pipeline(job: Job, counts: Sequence[int], options: Sequence[str], progre
         except UserError:
             raise
         except Exception as error:  # of any kind, and with a worker's own in its text
+            if "KeyboardInterrupt" in str(error):
+                raise KeyboardInterrupt from None
             raise UserError(_reason(error)) from error
 
 
