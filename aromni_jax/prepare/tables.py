@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from aromni_jax.data.files import REFERENCE_MAX_LENGTH
 from aromni_jax.errors import UserError
 from aromni_jax.prepare import anygpt
 from aromni_jax.prepare.columns import Columns
 from aromni_jax.prepare.items import Blob, Given, Item, Picture, Reject, Sound, Stream, Unusable, Wave
 
 Kind = Literal["pretraining", "tuning", "anygpt", "media"]
+_LONGEST = 1299  # tokens of a pretraining record: the reference leaves out longer ones (SPEC 2.1)
 _IGNORED = -100  # the label of a token that carries no loss (SPEC 2.2)
 
 
@@ -112,8 +112,8 @@ def _pretraining(row: Mapping[str, Any], file: str, record: str, split: str) -> 
         length = min(len(() if response is None else response), count)
     except TypeError:
         raise Unusable("bad record", "discrete_code or response is no list") from None
-    if not 0 < count <= REFERENCE_MAX_LENGTH:
-        raise Unusable("too long" if count else "no tokens", f"{count} tokens, the reference takes 1299")
+    if not 0 < count <= _LONGEST:
+        raise Unusable("too long" if count else "no tokens", f"{count} tokens, the reference takes {_LONGEST}")
     name = f"{file}:{record}" if row.get("id") is None else str(row["id"])
     return Stream(file, record, split, tokens, task, length, id=name)
 

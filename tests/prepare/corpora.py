@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import struct
 import tarfile
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from aromni_jax.data.files import RecordFile
 from aromni_jax.prepare import prepare_corpus
 from aromni_jax.prepare.columns import Columns
 from aromni_jax.prepare.sources import open_source
@@ -177,3 +179,15 @@ def anygpt(folder):
     ]
     (folder / "all.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return folder
+
+
+def as_tfrecords(place):
+    """Makes the files of a TFDS data set TFRecords, as most of them are."""
+    for path in place.glob("*.array_record-*"):
+        file = RecordFile(path)
+        with open(str(path).replace("array_record", "tfrecord"), "wb") as out:
+            for at in range(len(file)):
+                out.write(struct.pack("<QI", len(file[at]), 0) + file[at] + bytes(4))
+        path.unlink()
+    info = json.loads((place / "dataset_info.json").read_text())
+    (place / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import pathlib
 import sys
 import tarfile
@@ -85,6 +86,13 @@ def test_tfds_needs_no_tensorflow(tmp_path, folder_set):
         "val"
     }
     assert "tensorflow" not in sys.modules
+    corpora.as_tfrecords(place)
+    as_records = prepare(f"tfds:{tmp_path / 'tfds'}", tmp_path / "other", tasks=["image_caption", "speech_to_text"])
+    assert pairs(tmp_path / "other", as_records) == found
+    with open(next(place.glob("*train*")), "r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) - 100)
+    cut = prepare(f"tfds:{place}", tmp_path / "cut", tasks=["image_caption"])
+    assert cut.statistics["rejects"] == {"unreadable file": 1} and cut.statistics["pictures"] == 6
 
 
 def test_what_cannot_be_used_is_told(tmp_path):

@@ -13,6 +13,8 @@ from aromni_jax.data.weights import Role, token_roles
 from aromni_jax.errors import UserError
 from aromni_jax.prepare import prepare_corpus
 from aromni_jax.prepare.columns import Columns
+from aromni_jax.prepare.examples import ExampleBuilder, Recipe
+from aromni_jax.prepare.items import Reject
 from aromni_jax.prepare.sources import open_source
 from aromni_jax.vocabulary import JointVocabulary
 from tests.prepare import corpora
@@ -64,6 +66,51 @@ def test_pretraining_shards_become_batches(tmp_path):
     config = DataConfig(path=str(out), sequence_length=128, batch_size=4)
     batch = next(batches(config, LossConfig(response_weights={"speech_to_text": 2.0}), V))
     assert set(np.unique(batch.loss_weights)) == {0.0, 1.0, 2.0}
+
+
+def made_of(lines, folder):
+    """What becomes of lines, without a pipeline."""
+    (folder / "x.jsonl").write_text("\n".join(lines) + "\n")
+    source = open_source(str(folder / "x.jsonl"), Columns())
+    builder = ExampleBuilder(Recipe("aromni", (), 2048, 0, 0), V)
+    parts = [part for part, _ in source.parts(2)]
+    return [
+        item if isinstance(item, Reject) else builder.of_stream(item) for part in parts for item in source.items(part)
+    ]
+
+
+def test_fields_of_pretraining_lines(tmp_path):
+    picture = [V.bos, V.boi, *range(V.image.start, V.image.start + 1024), V.eoi, V.eos]
+    rows = [
+        {"discrete_code": picture, "task": "image_caption"},
+        {"discrete_code": [V.bos] * 1299, "task": "speech_to_text", "response": None},
+        {"discrete_code": [V.bos, V.text.start, V.eos], "task": "text_to_text", "response": [9] * 50, "id": 7},
+    ]
+    made = made_of([json.dumps(row) for row in rows], tmp_path)
+    assert [len(record) for _, record in made] == [1028, 1299, 3]
+    assert [record.response_length for _, record in made] == [0, 0, 3]  # never more than there are
+    assert [record.id for _, record in made] == [*(f"{tmp_path}/x.jsonl:line {n}" for n in (1, 2)), "7"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[1]", "not a JSON object"),
+        ('{"task": "chat"}', "no field 'discrete_code'"),
+        ('{"discrete_code": [1], "task": ""}', "unknown task ''"),
+        ('{"discrete_code": [1, 65536], "task": "chat"}', "id 65536 at position 1 is outside 0..65535"),
+        ('{"discrete_code": [-1], "task": "chat"}', "id -1 at position 0"),
+        ('{"discrete_code": [1.5], "task": "chat"}', "flat list of integers"),
+        ('{"discrete_code": [[1]], "task": "chat"}', "flat list of integers"),
+        ('{"discrete_code": 7, "task": "chat"}', "is no list"),
+        ('{"discrete_code": [8197, 4, 8196], "task": "chat"}', "image span at position 0 holds 1 codes, not 1024"),
+    ],
+)
+def test_a_bad_line_is_told_and_the_next_one_read(line, reason, tmp_path):
+    good = json.dumps({"discrete_code": [0, 2], "task": "chat"})
+    first, bad, last = made_of([good, line, good], tmp_path)
+    assert reason in f"{bad.reason} {bad.detail}" and bad.record == "line 2"
+    assert len(first[1]) == len(last[1]) == 2
 
 
 BAD_LINES = (
