@@ -71,6 +71,10 @@ def run(args: argparse.Namespace) -> int:
             f"{args.out} {split}: {figures['examples']:,} examples, {figures['tokens']:,} tokens in "
             f"{figures['row_count']:,} rows of {manifest.sequence_length} ({figures['packing']['packed']:.1%} full)"
         )
+    if not manifest.splits["test"]:
+        print(
+            f"{args.out}: nothing is held out, and training evaluates on that: give --held-out-every a smaller number"
+        )
     if rejected := manifest.statistics.get("rejected"):
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in manifest.statistics["rejects"].items())
         print(f"{args.out}: {rejected:,} rejected ({reasons}); rejects.jsonl names them")

@@ -96,8 +96,8 @@ def prepare_corpus(
       template: of the prompts; None = "aromni" for the official layout, else "brief".
       tasks: those of `TASKS_MADE` to make; () = all that the items allow.
       sequence_length: tokens of a packed row, and of the longest example.
-      held_out_every: one in so many items goes to the test split, chosen by its name; 0 = none. Not asked for where
-        the source has a test split.
+      held_out_every: one in so many items goes to the test split, chosen by its name, and the very first one; 0 = none.
+        Not asked for where the source has a test split.
       on_bad_record: "skip" counts what cannot be used, and tells it in `rejects.jsonl`; "stop" ends at the first.
       items_per_shard: what a worker does at a time, and what an interruption costs.
       beam_options: of the pipeline, such as "--runner=FlinkRunner". Workers must see source, codecs and the folder
@@ -225,7 +225,7 @@ def make_shard(job: Job, tokeniser: Tokeniser, number: int, offset: int) -> None
         with ExitStack() as stack:
             writers: dict[tuple[str, str], RecordWriter] = {}
             rejects = stack.enter_context((partial / REJECTS).open("w"))
-            for made in tokeniser.examples(job.source.items(part_at(job, offset))):
+            for made in tokeniser.examples(job.source.items(part_at(job, offset)), hold_first=number == 0):
                 if isinstance(made, Reject):
                     if job.stop:
                         raise UserError(made.line)
@@ -268,7 +268,7 @@ def _merged(
     if not splits["train"]:
         with (folder / REJECTS).open() as lines:
             first = next((Reject(**json.loads(line)).line for line in lines), "the source is empty")
-        raise UserError(f"no record to keep: {statistics['rejected']} rejected; the first one: {first}")
+        raise UserError(f"no record to train on: {statistics['rejected']} rejected; the first one: {first}")
     return Manifest(
         vocabulary=job.vocabulary,
         codecs=fingerprints,

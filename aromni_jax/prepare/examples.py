@@ -50,10 +50,15 @@ class ExampleBuilder:
 
     Args:
       text: None for streams of tokens, which take none.
+
+    Attributes:
+      hold_first: whether the next item goes to the test split whatever its name (if the recipe holds any out): that of
+        a small data set would be empty, and training evaluates on it.
     """
 
     def __init__(self, recipe: Recipe, vocabulary: JointVocabulary, text: TextPieces | None = None) -> None:
         self.recipe = recipe
+        self.hold_first = False
         self._vocabulary = vocabulary
         self._text = text
         self._prompts = PromptBuilder(vocabulary, text, recipe.template) if text else None
@@ -173,6 +178,9 @@ class ExampleBuilder:
         if told:
             return told
         every = self.recipe.held_out_every
+        first, self.hold_first = self.hold_first, False
+        if first and every:
+            return "test"
         return SPLITS[every > 0 and _hash(f"{self.recipe.seed} {record}") % every == 0]
 
 

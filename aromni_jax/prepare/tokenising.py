@@ -14,9 +14,8 @@ import soxr
 
 from aromni_jax.codecs import ImageCodec, SpeechCodec, read_audio, read_image
 from aromni_jax.data.prefetch import Prefetch
-from aromni_jax.data.record import Record
 from aromni_jax.errors import UserError
-from aromni_jax.prepare.examples import ExampleBuilder
+from aromni_jax.prepare.examples import ExampleBuilder, Made
 from aromni_jax.prepare.items import Blob, Codes, Dialog, Given, Item, Reject, Stream, Unusable, Wave
 from aromni_jax.prepare.media import encode_speech
 from aromni_jax.tasks.parts import Image, Part, Speech
@@ -65,11 +64,12 @@ class Tokeniser:
         self.pictures = 0
         self.seconds = 0.0
 
-    def examples(self, items: Iterable[Given]) -> Iterator[tuple[str, Record] | Reject]:
-        """(split, example), or what is left out, in order of the items.
+    def examples(self, items: Iterable[Given], *, hold_first: bool) -> Iterator[Made]:
+        """(split, example), or what is left out, in order of the items; `hold_first` as of an `ExampleBuilder`.
 
         The same items in the same order give the same examples: the codecs see the same batches.
         """
+        self._builder.hold_first = hold_first
         for chunk in Prefetch(self._chunks(items), 1):
             self._encode([entry for entry in chunk if isinstance(entry, _Loaded)])
             for entry in chunk:

@@ -140,10 +140,15 @@ def test_bad_lines_are_counted_or_stop(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_small_set_has_something_held_out(tmp_path):
+    manifest = prepare(write_shards(tmp_path / "ids", count=2), tmp_path / "data", held_out_every=10**6)
+    assert [manifest.figures(split)["examples"] for split in ("train", "test")] == [3, 1]
+
+
 def test_nothing_but_bad_lines(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"discrete_code": [1], "task": "asr"}\n')
     with pytest.raises(
-        UserError, match=r"no record to keep: 1 rejected; the first one: .*x.jsonl \(line 1\): bad record"
+        UserError, match=r"no record to train on: 1 rejected; the first one: .*x.jsonl \(line 1\): bad record"
     ):
         prepare(tmp_path / "x.jsonl", tmp_path / "data")
 
@@ -220,5 +225,8 @@ def test_the_command(tmp_path, capsys):
     assert main([*words, "--sequence-length", "128"]) == 0
     out = capsys.readouterr().out
     assert "train: " in out and "2 rejected (bad record 1, not a JSON object 1); rejects.jsonl names them" in out
+    assert "nothing is held out" not in out
+    assert main([*words[:2], "--out", str(tmp_path / "all"), "--held-out-every", "0"]) == 0
+    assert "nothing is held out, and training evaluates on that" in capsys.readouterr().out
     assert main(["prepare", str(tmp_path / "nowhere"), "--out", str(tmp_path / "other")]) == 1
     assert "nowhere: no such file or folder; give a folder of pictures" in capsys.readouterr().err
