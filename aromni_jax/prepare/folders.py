@@ -40,14 +40,8 @@ class FolderSource:
     folder: str
     columns: Columns
 
+    needs = frozenset(("text", "image", "speech"))
     sizes = None
-
-    @property
-    def needs(self) -> frozenset[str]:
-        suffixes = {Path(name).suffix.lower() for _, _, names in self._walk() for name in names}
-        kinds = {"text"}
-        kinds |= {"image"} if suffixes & IMAGES else set()
-        return frozenset(kinds | ({"speech"} if suffixes & SOUNDS else set()))
 
     @property
     def has_split(self) -> bool:
