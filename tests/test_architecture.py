@@ -96,8 +96,8 @@ def test_import_is_light_and_offline():
         "import socket, sys\n"
         "def refuse(*args, **kwargs): raise OSError('network at import')\n"
         "socket.socket.connect = refuse\n"
-        "import aromni_jax\n"
-        "bad = {'torch', 'tensorflow', 'sklearn', 'onnxruntime'} & set(sys.modules)\n"
+        "import aromni_jax, aromni_jax.prepare\n"
+        "bad = {'torch', 'tensorflow', 'sklearn', 'onnxruntime', 'apache_beam', 'pyarrow'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the subcommand."""
     parser.add_argument(
         "path",
-        type=pathlib.Path,
+        nargs="+",
+        metavar="[data] PATH",
         help="model of any format (model folder, run, checkpoint, Hugging Face, Meta, a shipped name), data set "
         "folder, *.array_record, or a JSON file of token ids",
     )
@@ -47,22 +48,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--world", help="whose text codec reads the text pieces (default: the data set's, or numbers)")
     parser.add_argument("--limit", type=int, default=5, metavar="N", help="records or rows to print (default: 5)")
+    record = parser.add_argument_group("a record of a data set")
+    record.add_argument("--record", type=int, metavar="N", help="show it; counted from 0 over the tasks of the split")
+    record.add_argument("--split", default="train", metavar="NAME", help="default: train")
+    record.add_argument("--out", type=pathlib.Path, metavar="DIR", help="write it there as text, PNG and WAV")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints; exit code 1 if a token stream is not well-formed, else 0."""
-    path: pathlib.Path = args.path
+    path = _path(args.path)
     sound = True
-    if path.suffix == ".json" and path.is_file():
+    if args.record is not None:
+        lines = _record(path, args)
+    elif path.suffix == ".json" and path.is_file():
         lines, sound = _stream(path, _vocabulary(args.vocabulary, path), _world(args.world, path))
     elif path.is_file():
         lines = _record_file(path, _vocabulary(args.vocabulary, path), _world(args.world, path), args.limit)
     elif (path / "manifest.json").is_file():
-        lines = _data_set(path)
+        from aromni_jax.prepare.describe import describe_data_set
+
+        lines = describe_data_set(path)
     else:
         lines = _model(path, args.vocabulary, args.text)
     print("\n".join(lines))
     return 0 if sound else 1
+
+
+def _path(words: Sequence[str]) -> pathlib.Path:
+    """PATH, or `data PATH`: a data set."""
+    if len(words) > 2 or (len(words) == 2 and words[0] != "data"):
+        raise UserError(f"inspect {' '.join(words)}: give one path, or data and the path of a data set")
+    path = pathlib.Path(words[-1])
+    if len(words) == 2 and not (path / "manifest.json").is_file():
+        raise UserError(f"{path}: no prepared data set: make one with `aromni prepare`")
+    return path
+
+
+def _record(path: pathlib.Path, args: argparse.Namespace) -> list[str]:
+    from aromni_jax.data import read_manifest
+    from aromni_jax.prepare.describe import record_at, write_record
+
+    record = record_at(path, args.split, args.record)
+    world = args.world or _world(None, path / "manifest.json")
+    lines = [
+        f"{record.id}  {record.task}, {len(record)} tokens, response {record.response_length}",
+        "  " + spans(record.tokens, read_manifest(path).vocabulary, _text_codec(world)),
+    ]
+    if args.out:
+        files = write_record(path, record, args.out, args.world)
+        lines.append(f"  written: {', '.join(str(args.out / file) for file in files)}")
+    return lines
 
 
 def _model(path: pathlib.Path, vocabulary: str | None, text: pathlib.Path | None) -> list[str]:
@@ -76,24 +111,6 @@ def _model(path: pathlib.Path, vocabulary: str | None, text: pathlib.Path | None
     if text is not None and ids is not None:
         model = load_model(path, known)
         lines += describe_losses(model, next_token_losses(model, ids), len(ids), text)
-    return lines
-
-
-def _data_set(path: pathlib.Path) -> list[str]:
-    from aromni_jax.data import read_manifest
-
-    manifest = read_manifest(path)
-    lines = [
-        f"data set {path}: rows of {manifest.sequence_length} tokens, vocabulary {manifest.vocabulary.fingerprint()}",
-        *_indented({"codecs": manifest.codecs, "request": manifest.request, "statistics": manifest.statistics}),
-    ]
-    for split, components in manifest.splits.items():
-        for name, part in components.items():
-            lines.append(
-                f"{split}/{name}: {part.examples:,} examples, {part.tokens:,} tokens in {part.row_count:,} rows, "
-                f"filled {part.efficiency['packed']:.1%} (padded: {part.efficiency['padded_to_longest']:.1%})"
-            )
-            lines += _indented({"modalities": part.tokens_by_modality, "tasks": part.tasks})
     return lines
 
 
@@ -225,6 +242,8 @@ def _vocabulary(name: str | None, path: pathlib.Path) -> JointVocabulary:
 def _world(name: str | None, path: pathlib.Path) -> str:
     """The named one; without a name, that of the data set the file lies in, or the numbers world."""
     manifest = None if name else _manifest_above(path)
+    if manifest and "codecs_at" in manifest.request:
+        return (manifest.request["codecs_at"] or {}).get("text", "")  # none: a source of ids
     return name or (manifest.request.get("world") if manifest else None) or "numbers"
 
 
@@ -239,10 +258,10 @@ def _manifest_above(path: pathlib.Path) -> Manifest | None:
 
 @functools.cache
 def _text_codec(world: str) -> Any | None:
-    from aromni_jax.codecs import TextCodec
+    from aromni_jax.codecs import TextCodec, TokenizerJson
 
     try:
-        return TextCodec.load(world)
+        return TokenizerJson.load(world) if world.endswith(".json") else TextCodec.load(world)
     except UserError:
         return None
 
@@ -260,7 +279,3 @@ def _shares(title: str, counts: Any) -> str:
 def _some(codes: Sequence[int]) -> str:
     shown = " ".join(map(str, codes[:6]))
     return f"[{len(codes)}: {shown}{' ...' if len(codes) > 6 else ''}]"
-
-
-def _indented(values: Any) -> list[str]:
-    return [f"  {name}: {json.dumps(value, default=str)}" for name, value in values.items()]

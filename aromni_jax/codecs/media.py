@@ -5,6 +5,7 @@ Writing is atomic: a reader sees the old file or the whole new one.
 """
 
 import contextlib
+import io
 import os
 import re
 import threading
@@ -28,16 +29,18 @@ _LOUDEST = 1e6  # 1 is full scale; far beyond any unit that a float file may hav
 _BLENDED_AT_ONCE = 2**20  # pixels; the blend needs 50 bytes for each
 
 
-def read_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
+def read_audio(path: str | os.PathLike, sample_rate: int, *, data: bytes | None = None) -> np.ndarray:
     """One sound file of any rate and channel count -> float32 [n], mono, at `sample_rate` hertz.
 
     Channels are averaged; the rate is changed with soxr's high-quality resampler; nothing is normalised.
+    With `data`, the content of a file that lies in another one, `path` is only what errors call it.
     Raises UserError: missing, cut off, not a sound file, longer than an hour, no, NaN, infinite or absurd samples.
     """
     path = Path(path)
-    _must_be_file(path, "sound")
+    if data is None:
+        _must_be_file(path, "sound")
     try:
-        with soundfile.SoundFile(sound_path(path)) as file:
+        with soundfile.SoundFile(sound_path(path) if data is None else io.BytesIO(data)) as file:
             if file.frames > MAX_SECONDS * file.samplerate:
                 raise UserError(
                     f"sound file {path} is {file.frames / file.samplerate / 60:.0f} minutes long; "
@@ -89,14 +92,17 @@ def write_wav(path: str | os.PathLike, wave_n: np.ndarray, sample_rate: int, com
     write_atomic(path, write)
 
 
-def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS, *, data: bytes | None = None) -> Image.Image:
     """One picture file -> PIL RGB image, turned upright by its EXIF tag, transparency laid on white.
 
+    With `data`, the content of a file that lies in another one, `path` is only what errors call it.
     Raises UserError: missing, not a picture, truncated, more than `max_pixels` pixels.
     """
     path = Path(path)
-    _must_be_file(path, "picture")
-    with _picture_errors(str(path)), Image.open(path, formats=PICTURE_FORMATS) as opened:
+    if data is None:
+        _must_be_file(path, "picture")
+    opening = path if data is None else io.BytesIO(data)
+    with _picture_errors(str(path)), Image.open(opening, formats=PICTURE_FORMATS) as opened:
         return to_rgb(opened, str(path), max_pixels)
 
 

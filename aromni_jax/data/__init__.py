@@ -1,7 +1,7 @@
 """Token records, their files, packing, and the batches that training takes."""
 
 from aromni_jax.data.batch import Batch
-from aromni_jax.data.files import read_records, read_reference_shards, write_records
+from aromni_jax.data.files import read_records, write_records
 from aromni_jax.data.manifest import Manifest, read_manifest
 from aromni_jax.data.pipeline import Batches, batches, epoch
 from aromni_jax.data.record import Record
@@ -15,6 +15,5 @@ __all__ = [
     "epoch",
     "read_manifest",
     "read_records",
-    "read_reference_shards",
     "write_records",
 ]

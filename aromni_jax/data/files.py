@@ -1,10 +1,9 @@
-"""Record files: an atomic ArrayRecord writer, a random-access reader, and the reference's JSONL shards."""
+"""Record files: an atomic ArrayRecord writer and a random-access reader."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-import json
 import os
 import pathlib
 import threading
@@ -18,7 +17,6 @@ from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import JointVocabulary
 
 SUFFIX = ".array_record"
-REFERENCE_MAX_LENGTH = 1299  # SPEC 2.1: kept iff 0 < length < 1300
 
 
 class RecordWriter:
@@ -98,6 +96,14 @@ class RecordFile:
             reason = str(error).split(";")[0]
             raise UserError(f"{self.where(index)}: damaged ({reason})") from None
 
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Records in the order asked for, at once: several times faster than one by one."""
+        try:
+            with self._lock:
+                return self._reader.read(list(indices))
+        except RuntimeError:
+            return [self[index] for index in indices]  # says which one is damaged
+
     def where(self, index: int) -> str:
         """How error messages name a record of this file."""
         return f"{self.path} record {index}"
@@ -114,19 +120,32 @@ class Concatenated:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> bytes:
-        file, at = self._place(index)
-        return file[at]
+        number, at = self._place(index)
+        return self._files[number][at]
+
+    def read(self, indices: Sequence[int]) -> list[bytes]:
+        """Records in the order asked for, with one call for each file."""
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for place, index in enumerate(indices):
+            number, at = self._place(index)
+            wanted.setdefault(number, []).append((place, at))
+        records = [b""] * len(indices)
+        for number, pairs in wanted.items():
+            for (place, _), data in zip(pairs, self._files[number].read([at for _, at in pairs]), strict=True):
+                records[place] = data
+        return records
 
     def where(self, index: int) -> str:
         """How error messages name a record."""
-        file, at = self._place(index)
-        return file.where(at)
+        number, at = self._place(index)
+        return self._files[number].where(at)
 
-    def _place(self, index: int) -> tuple[RecordFile | Concatenated, int]:
+    def _place(self, index: int) -> tuple[int, int]:
+        """(file, record in it)."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect.bisect_right(self._ends, index)
-        return self._files[which], index - (self._ends[which - 1] if which else 0)
+        return which, index - (self._ends[which - 1] if which else 0)
 
 
 def write_records(path: str | os.PathLike[str], records: Sequence[Record]) -> None:
@@ -143,55 +162,3 @@ def read_records(path: str | os.PathLike[str], vocabulary: JointVocabulary) -> I
         record = Record.from_bytes(file[index], file.where(index))
         record.check(vocabulary, f"{file.where(index)} ({record.id})")
         yield record
-
-
-def read_reference_shards(
-    path: str | os.PathLike[str], vocabulary: JointVocabulary, max_length: int = REFERENCE_MAX_LENGTH
-) -> Iterator[Record | UserError]:
-    """The reference's pretraining shards (SPEC 2.1): one `*.jsonl` file, or all of a folder in order of name.
-
-    Fields: discrete_code, task, response (optional; only its length counts), id (optional). Empty records and those of
-    more than `max_length` tokens are left out, as the reference does.
-
-    Yields:
-      A checked record; or, where a line is bad, the error that says so (file:line), for the caller to raise or count.
-
-    Raises:
-      UserError: no such file or folder, or no shard in it.
-    """
-    for file in shard_files(path):
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    record = _parse_line(line, vocabulary, f"{file}:{number}", max_length)
-                except UserError as error:
-                    yield error
-                else:
-                    if record is not None:
-                        yield record
-
-
-def shard_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """The file itself, or all `*.jsonl` of a folder in order of name; UserError if there is none."""
-    path = pathlib.Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    if not files or not all(file.is_file() for file in files):
-        raise UserError(f"{path}: no such file, or a folder without *.jsonl")
-    return files
-
-
-def _parse_line(line: bytes, vocabulary: JointVocabulary, where: str, max_length: int) -> Record | None:
-    try:
-        fields = json.loads(line)
-        tokens, task = fields["discrete_code"], fields["task"]
-        response = fields.get("response") or []
-        length = len(response)
-        count = len(tokens)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = f"has no field {error}" if isinstance(error, KeyError) else f"is no JSON record ({error})"
-        raise UserError(f"{where}: {what}") from None
-    if not 0 < count <= max_length:
-        return None
-    # The reference clips a response that is longer than its record (SPEC 4.1: min(k, eligible)).
-    name = f"{where}" if fields.get("id") is None else str(fields["id"])
-    return Record.checked(tokens, task, min(length, count), name, vocabulary, where)

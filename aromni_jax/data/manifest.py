@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from aromni_jax.data.files import SUFFIX, RecordWriter, write_records
-from aromni_jax.data.packing import efficiency
+from aromni_jax.data.files import SUFFIX, Concatenated, RecordFile, RecordWriter
+from aromni_jax.data.packing import best_fit_parts, efficiency
 from aromni_jax.data.record import Record
-from aromni_jax.data.rows import pack
+from aromni_jax.data.rows import Row
 from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import JointVocabulary, Modality
 
 NAME = "manifest.json"
 _VERSION = 1
+_COUNTED_AT_ONCE = 256
+_ROWS_AT_ONCE = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,13 +171,15 @@ def write_manifest(folder: str | os.PathLike[str], manifest: Manifest) -> None:
 def write_split(
     folder: str | os.PathLike[str],
     split: str,
-    components: Mapping[str, Sequence[Record]],
+    components: Mapping[str, Iterable[Record]],
     *,
     sequence_length: int,
     vocabulary: JointVocabulary,
     seed: int = 0,
 ) -> tuple[dict[str, Component], PackedRows]:
     """Write the records of every component, packed by component and all together, below `folder`/`split`.
+
+    Records are taken one by one and never kept: of each, four bytes are.
 
     Returns:
       What `Manifest.splits` and `Manifest.joint` hold for the split.
@@ -183,55 +189,89 @@ def write_split(
     """
     folder = pathlib.Path(folder)
     (folder / split).mkdir(parents=True, exist_ok=True)
-    for name, records in components.items():
-        for record in records:
-            if len(record) > sequence_length:
-                raise UserError(
-                    f"{split}/{name}: record {record.id} has {len(record)} tokens, a row takes {sequence_length}: "
-                    "raise the sequence length"
-                )
 
-    def packed(stem: str, records: Sequence[Record]) -> PackedRows:
-        return _write_rows(folder, f"{stem}.rows{SUFFIX}", records, sequence_length, vocabulary, seed)
+    def packed(stem: str, files: Sequence[RecordFile], lengths: np.ndarray) -> PackedRows:
+        file = f"{stem}.rows{SUFFIX}"
+        return _write_rows(folder, file, Concatenated(files), lengths, sequence_length, vocabulary, seed)
 
-    written = {}
+    written, files, lengths = {}, [], []
     for name, records in components.items():
         file = f"{split}/{name}.records{SUFFIX}"
-        write_records(folder / file, records)
+        tally = _Tally(vocabulary)
+        with RecordWriter(folder / file) as writer:
+            for record in records:
+                if len(record) > sequence_length:
+                    raise UserError(
+                        f"{split}/{name}: record {record.id} has {len(record)} tokens, a row takes {sequence_length}: "
+                        "raise the sequence length"
+                    )
+                writer.write(record.to_bytes())
+                tally.add(record)
+        files.append(RecordFile(folder / file))
+        lengths.append(np.frombuffer(tally.lengths, np.uint32))
         written[name] = Component(
-            **vars(packed(f"{split}/{name}", records)),
-            records=file,
-            examples=len(records),
-            tokens=sum(map(len, records)),
-            tokens_by_modality=_by_modality(records, vocabulary),
-            tasks=_by_task(records),
+            **vars(packed(f"{split}/{name}", files[-1:], lengths[-1])), records=file, **tally.figures()
         )
-    return written, packed(split, [record for records in components.values() for record in records])
+    return written, packed(split, files, np.concatenate([np.zeros(0, np.uint32), *lengths]))
 
 
 def _write_rows(
-    folder: pathlib.Path, file: str, records: Sequence[Record], capacity: int, vocabulary: JointVocabulary, seed: int
+    folder: pathlib.Path,
+    file: str,
+    records: Concatenated,
+    lengths: np.ndarray,
+    capacity: int,
+    vocabulary: JointVocabulary,
+    seed: int,
 ) -> PackedRows:
     row_count = 0
     with RecordWriter(folder / file) as writer:
-        for row in pack(records, capacity, vocabulary, seed):
-            writer.write(row.to_bytes())
-            row_count += 1
-    lengths = np.fromiter(map(len, records), np.int64, len(records))
+        rows = best_fit_parts(lengths, capacity, seed)
+        while taken := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            read = iter(records.read(np.concatenate(taken).tolist()))
+            for members in taken:
+                row = Row.of([Record.from_bytes(next(read)) for _ in members], capacity, vocabulary)
+                writer.write(row.to_bytes())
+            row_count += len(taken)
     figures = dataclasses.asdict(efficiency(lengths, row_count, capacity))
     return PackedRows(rows=file, row_count=row_count, efficiency=figures)
 
 
-def _by_modality(records: Sequence[Record], vocabulary: JointVocabulary) -> dict[str, int]:
-    tokens = np.concatenate([record.tokens for record in records]) if records else np.zeros(0, np.uint16)
-    counts = np.bincount(vocabulary.modality(tokens), minlength=len(Modality))
-    return {kind.name.lower(): int(counts[kind]) for kind in Modality}
+class _Tally:
+    """What a component's manifest says of its records.
 
+    Attributes:
+      lengths: tokens of each, 32 bits a number.
+    """
 
-def _by_task(records: Sequence[Record]) -> dict[str, dict[str, int]]:
-    tasks: dict[str, dict[str, int]] = {}
-    for record in records:
-        figures = tasks.setdefault(record.task, {"examples": 0, "tokens": 0})
+    def __init__(self, vocabulary: JointVocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._modalities = np.zeros(len(Modality), np.int64)
+        self._tasks: dict[str, dict[str, int]] = {}
+        self._waiting: list[np.ndarray] = []  # tokens whose modalities are yet to be counted, many records at once
+        self.lengths = array.array("I")
+
+    def add(self, record: Record) -> None:
+        """Count one."""
+        self.lengths.append(len(record))
+        self._waiting.append(record.tokens)
+        if len(self._waiting) == _COUNTED_AT_ONCE:
+            self._count()
+        figures = self._tasks.setdefault(record.task, {"examples": 0, "tokens": 0})
         figures["examples"] += 1
         figures["tokens"] += len(record)
-    return tasks
+
+    def _count(self) -> None:
+        kinds = self._vocabulary.modality(np.concatenate([np.zeros(0, np.uint16), *self._waiting]))
+        self._modalities += np.bincount(kinds, minlength=len(Modality))
+        self._waiting.clear()
+
+    def figures(self) -> dict[str, Any]:
+        """Fields of `Component`."""
+        self._count()
+        return {
+            "examples": len(self.lengths),
+            "tokens": sum(self.lengths),
+            "tokens_by_modality": {kind.name.lower(): int(self._modalities[kind]) for kind in Modality},
+            "tasks": self._tasks,
+        }

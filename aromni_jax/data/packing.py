@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
 from aromni_jax.errors import UserError
 
 MAX_SEGMENTS = 255  # a row stores its segment ids in one byte each
+_PART = 2**20  # examples packed at once; each takes some hundred bytes meanwhile
 
 
 def best_fit(lengths: np.ndarray, capacity: int, seed: int = 0) -> list[np.ndarray]:
@@ -57,6 +59,17 @@ def best_fit(lengths: np.ndarray, capacity: int, seed: int = 0) -> list[np.ndarr
             rows_by_free[left].append(row)
             free_mask |= 1 << left
     return [np.asarray(row, np.int64) for row in members]
+
+
+def best_fit_parts(lengths: np.ndarray, capacity: int, seed: int = 0, part: int = _PART) -> Iterator[np.ndarray]:
+    """Rows as `best_fit` has them, of `part` examples at a time at most: its memory does not grow with their number.
+
+    Each part is every so many-th example, so all have the same mix of lengths and fill rows as well as the whole would.
+    """
+    parts = -(-len(lengths) // part)
+    for first in range(parts):
+        for row in best_fit(lengths[first::parts], capacity, seed):
+            yield first + parts * row
 
 
 @dataclasses.dataclass(frozen=True)

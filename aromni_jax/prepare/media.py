@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import tqdm
 
-from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
+from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec, TokenizerJson
 from aromni_jax.data.prefetch import Prefetch
+from aromni_jax.errors import UserError
 from aromni_jax.tasks.parts import Image, Speech
 from aromni_jax.vocabulary import JointVocabulary
 from aromni_jax.worlds import World
@@ -25,24 +26,49 @@ _T = TypeVar("_T")
 class Codecs:
     """The three codecs of a world, and the vocabulary that holds their codes."""
 
-    text: TextCodec
+    text: TextCodec | TokenizerJson
     image: ImageCodec
     speech: SpeechCodec
 
     @classmethod
-    def load(cls, path_or_name: str | os.PathLike[str]) -> Codecs:
-        """From a folder that holds the three, or the name of a shipped world; UserError as the codecs raise it."""
-        return cls(TextCodec.load(path_or_name), ImageCodec.load(path_or_name), SpeechCodec.load(path_or_name))
+    def load(cls, places: str | os.PathLike[str] | Mapping[str, str]) -> Codecs:
+        """From a folder that holds the three, the name of a shipped world, or a place each: "text", "image", "speech".
 
-    @property
+        The text codec may be a `tokenizer.json` of the official layout. UserError as the codecs raise it.
+        """
+        if not isinstance(places, Mapping):
+            places = dict.fromkeys(("text", "image", "speech"), os.fspath(places))
+        missing = {"text", "image", "speech"} - places.keys()
+        if missing:
+            raise UserError(
+                f"codecs: no {' and no '.join(sorted(missing))} codec is named; give text=, image=, speech="
+            )
+        text = places["text"]
+        text_codec = TokenizerJson.load(text) if text.endswith(".json") else TextCodec.load(text)
+        return cls(text_codec, ImageCodec.load(places["image"]), SpeechCodec.load(places["speech"]))
+
+    @functools.cached_property
     def vocabulary(self) -> JointVocabulary:
-        """The compact layout for these sizes."""
-        return JointVocabulary.compact(
-            text_pieces=self.text.num_pieces,
-            image_codes=self.image.num_codes,
-            image_tokens=self.image.tokens_per_image,
-            speech_codes=self.speech.num_codes,
-        )
+        """The official layout with a `tokenizer.json`, else the compact one for these sizes.
+
+        Raises UserError: codecs of other sizes than the official ones beside a `tokenizer.json`.
+        """
+        sizes = {
+            "image_codes": self.image.num_codes,
+            "image_tokens": self.image.tokens_per_image,
+            "speech_codes": self.speech.num_codes,
+        }
+        if not isinstance(self.text, TokenizerJson):
+            return JointVocabulary.compact(text_pieces=self.text.num_pieces, **sizes)
+        official = JointVocabulary.aromni()
+        wanted = {
+            "image_codes": len(official.image),
+            "image_tokens": official.image_tokens,
+            "speech_codes": len(official.speech),
+        }
+        if sizes != wanted:
+            raise UserError(f"codecs: a tokenizer.json goes with the official layout, {wanted}, and these have {sizes}")
+        return official
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -109,7 +135,7 @@ class EncodedMedia:
                 return world.utterance(items[number % len(items)], rng, split=split, **voice)
 
             chunks = _chunks(say, max(utterances, len(items)), f"{split} {what}", progress)
-            return Takes(items, [codes for waves in chunks for codes in _encode_speech(codecs.speech, waves)])
+            return Takes(items, [codes for waves in chunks for codes in encode_speech(codecs.speech, waves)])
 
         def images(what: str, **style: str) -> Takes:
             def draw(number: int) -> np.ndarray:
@@ -155,7 +181,8 @@ class EncodedMedia:
         }
 
 
-def _encode_speech(codec: SpeechCodec, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+def encode_speech(codec: SpeechCodec, waves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """float32 [n_i] waves -> int32 codes of each."""
     samples = [len(wave) for wave in waves]
     wave_bn = np.zeros((len(waves), max(samples)), np.float32)
     for row, wave in zip(wave_bn, waves, strict=True):

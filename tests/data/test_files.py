@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aromni_jax.data import Record, read_records, read_reference_shards, write_records
-from aromni_jax.data.files import RecordFile, RecordWriter
+from aromni_jax.data import Record, read_records, write_records
+from aromni_jax.data.files import Concatenated, RecordFile, RecordWriter
 from aromni_jax.data.manifest import NAME, read_manifest
 from aromni_jax.errors import UserError
-from aromni_jax.vocabulary import TASKS, JointVocabulary
+from aromni_jax.vocabulary import TASKS
 
 
 @given(
@@ -35,6 +35,18 @@ def test_a_file_gives_back_what_was_written(tmp_path, vocabulary, make_record):
     write_records(tmp_path / "x.array_record", records)
     assert list(read_records(tmp_path / "x.array_record", vocabulary)) == records
     assert Record.from_bytes(RecordFile(tmp_path / "x.array_record")[17]) == records[17]
+
+
+def test_many_records_are_read_in_the_order_asked_for(tmp_path, make_record):
+    records = [make_record(i) for i in range(30)]
+    for name, part in (("a", records[:12]), ("b", []), ("c", records[12:])):
+        write_records(tmp_path / name, part)
+    files = Concatenated([RecordFile(tmp_path / name) for name in "abc"])
+    order = np.random.default_rng(0).permutation(30).tolist() + [3, 3]
+    assert [Record.from_bytes(data) for data in files.read(order)] == [records[i] for i in order]
+    assert files.read([]) == []
+    with pytest.raises(IndexError):
+        files.read([30])
 
 
 def _bad(change):
@@ -140,56 +152,6 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path, vocabulary, make_re
 def test_writing_into_a_missing_folder(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*nowhere/x.array_record"):
         write_records(tmp_path / "nowhere" / "x.array_record", [])
-
-
-def test_reference_shards(tmp_path):
-    v = JointVocabulary.aromni()
-    image = [v.boi, *([4] * 1024), v.eoi]
-    lines = {
-        "b.jsonl": [
-            {"discrete_code": [0, 20000, 2], "task": "speech_to_text", "response": [20000], "id": 7},
-            {"discrete_code": [], "task": "chat"},  # left out: empty
-            {"discrete_code": [20000] * 1300, "task": "chat"},  # left out: too long
-        ],
-        "a.jsonl": [
-            {"discrete_code": [0, *image, 20000, 2], "task": "image_caption", "response": None},
-            {"discrete_code": [20000] * 1299, "task": "text_to_text"},
-        ],
-    }
-    for name, records in lines.items():
-        (tmp_path / name).write_text("\n".join(map(json.dumps, records)))
-    records = list(read_reference_shards(tmp_path, v))
-    assert [len(record) for record in records] == [1029, 1299, 3]
-    assert [record.response_length for record in records] == [0, 0, 1]
-    assert [record.id for record in records] == [f"{tmp_path}/a.jsonl:1", f"{tmp_path}/a.jsonl:2", "7"]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "is no JSON record"),
-        ("[1]", "is no JSON record"),
-        ('{"task": "chat"}', "has no field 'discrete_code'"),
-        ('{"discrete_code": [1], "task": ""}', "unknown task ''"),
-        ('{"discrete_code": [1, 65536], "task": "chat"}', "id 65536 at position 1 is outside 0..65535"),
-        ('{"discrete_code": [-1], "task": "chat"}', "id -1 at position 0"),
-        ('{"discrete_code": [1.5], "task": "chat"}', "flat list of integers"),
-        ('{"discrete_code": [[1]], "task": "chat"}', "flat list of integers"),
-        ('{"discrete_code": [8197, 4, 8196], "task": "chat"}', "image span at position 0 holds 1 codes, not 1024"),
-    ],
-)
-def test_a_bad_shard_line_is_named_and_the_next_one_read(line, message, tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text(f'{line}\n{{"discrete_code": [0, 2], "task": "chat"}}\n')
-    error, record = read_reference_shards(path, JointVocabulary.aromni())
-    assert isinstance(error, UserError) and str(error).startswith(f"{path}:1: ") and message in str(error)
-    assert len(record) == 2
-
-
-def test_no_shards(tmp_path):
-    for path in (tmp_path, tmp_path / "x.jsonl"):
-        with pytest.raises(UserError, match="no such file, or a folder without"):
-            list(read_reference_shards(path, JointVocabulary.aromni()))
 
 
 def test_manifest_round_trip_and_damage(make_data_set, vocabulary):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aromni_jax.data.packing import MAX_SEGMENTS, best_fit, efficiency
+from aromni_jax.data.packing import MAX_SEGMENTS, best_fit, best_fit_parts, efficiency
 from aromni_jax.data.rows import Row, pack
 from aromni_jax.errors import UserError
 
@@ -21,6 +21,17 @@ def test_nothing_lost_nothing_split_nothing_too_full(lengths, seed):
     # No two rows could be one: what first-fit and best-fit guarantee.
     fills = sorted(lengths[row].sum() for row in rows)
     assert len(fills) < 2 or fills[0] + fills[1] > 40
+
+
+def test_parts_hold_all_examples_and_fill_rows_as_well():
+    lengths = np.sort(np.random.default_rng(0).integers(1, 100, 5000))
+    whole = best_fit(lengths, 256, 3)
+    rows = list(best_fit_parts(lengths, 256, 3, part=1000))
+    assert sorted(np.concatenate(rows).tolist()) == list(range(5000))
+    assert all(lengths[row].sum() <= 256 for row in rows) and len(rows) < 1.01 * len(whole) + 5
+    assert all((row % 5 == row[0] % 5).all() for row in rows)
+    assert [row.tolist() for row in best_fit_parts(lengths, 256, 3, part=5000)] == [row.tolist() for row in whole]
+    assert list(best_fit_parts(lengths[:0], 256)) == []
 
 
 def test_a_row_takes_no_more_segments_than_a_byte_counts():

@@ -7,6 +7,7 @@ import pytest
 
 from aromni_jax.codecs import TextCodec
 from aromni_jax.prepare import Codecs
+from tests.prepare import corpora
 
 
 @dataclasses.dataclass
@@ -40,3 +41,11 @@ class FakeSpeechCodec:
 @pytest.fixture(scope="session")
 def fake_codecs():
     return Codecs(TextCodec.load("numbers"), FakeImageCodec(), FakeSpeechCodec())
+
+
+@pytest.fixture(scope="session")
+def folder_set(tmp_path_factory):
+    """(data set, manifest, media): captioned pictures and transcribed sounds, with the codecs of the numbers world."""
+    folder = tmp_path_factory.mktemp("folder")
+    place = corpora.side_by_side(folder / "media")
+    return folder / "data", corpora.prepare(place, folder / "data", items_per_shard=5), place

@@ -1,0 +1,114 @@
+"""The Apache Beam pipeline that makes shards; Beam is imported here alone, and only when a pipeline runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aromni_jax.errors import UserError
+from aromni_jax.prepare.media import progress_bar
+
+if TYPE_CHECKING:
+    from aromni_jax.prepare.corpus import Job
+
+_POLL_SECONDS = 0.5
+# Beam's own runner for one machine. Its "DirectRunner" would first try to download another one, written in Go.
+_LOCAL = "FnApiRunner"
+
+
+def run_pipeline(job: Job, counts: Sequence[int], options: Sequence[str], progress: bool) -> None:
+    """Make all shards that are not there.
+
+    Args:
+      counts: items of every shard, for the progress; 0 = unknown.
+      options: Beam's, such as "--runner=FlinkRunner".
+
+    Raises:
+      UserError: what a worker raises, no Apache Beam, options that it refuses.
+    """
+    from aromni_jax.prepare.corpus import plan_offsets
+
+    todo = list(plan_offsets(job))
+    if not todo:
+        return
+    beam, pipeline_options = _load_beam()
+    from aromni_jax.prepare.beam_shards import MakeShards
+
+    with _watched(job, counts, [number for number, _ in todo], progress), _quiet():
+        try:
+            chosen = pipeline_options(list(options))
+            runner = None if any(word.startswith("--runner") for word in options) else _LOCAL
+            with beam.Pipeline(runner, options=chosen) as pipeline:
+                _ = pipeline | beam.Create(todo) | beam.Reshuffle() | beam.ParDo(MakeShards(job))
+        except UserError:
+            raise
+        except Exception as error:  # of any kind, and with a worker's own in its text
+            if "KeyboardInterrupt" in str(error):
+                raise KeyboardInterrupt from None
+            raise UserError(_reason(error)) from error
+
+
+def _load_beam() -> tuple[Any, Any]:
+    try:
+        with _quiet():
+            import apache_beam
+            from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise UserError(
+            f"preparing media takes Apache Beam ({error}): install it with pip install 'aromni_jax[beam]'"
+        ) from None
+    return apache_beam, PipelineOptions
+
+
+def _reason(error: Exception) -> str:
+    """The worker's own words, if it had any, without Beam's traceback."""
+    text = str(error)
+    told = re.search(r"UserError: (.*?)(?: \[while running|\n|$)", text)
+    if told:
+        return told[1]
+    lines = [line for line in text.strip().splitlines() if line.strip()] or [type(error).__name__]
+    return f"the pipeline failed: {lines[-1].strip()}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Beam's warnings of what is not installed, and its tracebacks of what the error says already."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def _watched(job: Job, counts: Sequence[int], todo: Sequence[int], progress: bool) -> Iterator[None]:
+    """A bar of what is done, seen from the shards that appear: the same for every runner."""
+    known = all(counts)
+    sizes = counts if known else [1] * len(counts)
+    waiting, ended = set(todo), threading.Event()
+
+    def look() -> None:
+        for number in [number for number in waiting if job.shard(number).is_dir()]:
+            waiting.discard(number)
+            bar.update(sizes[number])
+
+    def watch() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            look()
+
+    with progress_bar(sum(sizes), "items" if known else "shards", progress) as bar:
+        bar.update(sum(sizes) - sum(sizes[number] for number in todo))
+        bar.unpause()  # the rate is that of this call
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+            look()
