@@ -11,13 +11,14 @@ _NOTES = """\
 Everything per chip and step; nothing here was measured on a TPU. Peak: the compiler's, of temporaries in use at one
 time; it fits if peak and arguments are together less than what the compiler lets a program use of the chip's HBM.
 Model FLOPs: 6 per weight and token (4 if it is not trained), attention causal, nothing computed twice. Compiled:
-matrix products of the scheduled program times how often its loops run, and the attention kernels by the blocks that they compute (a block on
-the diagonal whole). Policy: what the remat policy and the tiled cross entropy compute again, on paper. Collectives:
-bytes that reach a chip, all-reduce counted twice; over "context" keys and values among them. FSDP minimum: parameters
-gathered forward and backward (the embedding table forward only), gradients scattered, all in the dtype of computation.
-Step: the compiler's own estimate of cycles at the chip's clock, plus the attention kernels at half of the chip's peak;
-it has nothing for transfers that are not hidden behind products. By the links: all collectives at the published
-bandwidth, one after the other. MFU: model FLOPs of the step over the chip's peak. Take times as +-10 %."""
+matrix products of the scheduled program times how often its loops run, and the attention kernels by the blocks that
+they compute (a block on the diagonal whole). Policy: what the remat policy and the tiled cross entropy compute
+again, on paper. Collectives: bytes that reach a chip, all-reduce counted twice; over "context" keys and values
+among them. FSDP minimum: parameters gathered forward and backward (the embedding table forward only), gradients
+scattered, all in the dtype of computation. Step: the compiler's own estimate of cycles at the chip's clock, plus
+the attention kernels at half of the chip's peak; it has nothing for transfers that are not hidden behind products.
+By the links: all collectives at the published bandwidth, one after the other. MFU: model FLOPs of the step over the
+chip's peak. Take times as +-10 %."""
 
 
 def training_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
