@@ -33,7 +33,7 @@ class TrainState:
     params: Params
     opt_state: Tree
     skipped: jax.Array
-    average: Params
+    average: Params = dataclasses.field(default_factory=dict)
 
     @property
     def weights(self) -> Params:
