@@ -121,6 +121,7 @@ def test_adapters_begin_as_nothing_and_train_alone(adapted):
     assert sum(math.prod(leaf.shape) for leaf in moments(run)) == 2 * size
 
 
+@pytest.mark.slow
 def test_adapters_on_eight_devices_in_micro_batches(adapted):
     run, _, reference = adapted
     mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
