@@ -37,6 +37,34 @@ def _require(good: bool, where: str, problem: str) -> None:
         raise UserError(f"config key {where}: {problem}")
 
 
+Matrix = Literal["query", "key", "value", "out", "gate", "up", "down"]  # of a layer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters of the layers' matrices: x W becomes x W + alpha / rank * (x A) B, with W left as it is.
+
+    Whatever reads a run (`load_model`, `aromni convert`, ...) gets W + alpha / rank * A B.
+
+    Attributes:
+      rank: columns of A and rows of B; 0 = no adapters.
+      matrices: those that have adapters, in every layer.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    matrices: tuple[Matrix, ...] = typing.get_args(Matrix)
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 0, "model.lora.rank", f"is {self.rank}; it must not be negative")
+        _require(len(self.matrices) > 0, "model.lora.matrices", "is empty; for no adapters set model.lora.rank=0")
+
+    @property
+    def scale(self) -> float:
+        """Of what the adapters add."""
+        return self.alpha / self.rank
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape and numerics of the decoder (SPEC 3.1, 3.2).
@@ -55,6 +83,7 @@ class ModelConfig:
       scan_layers: one compiled layer looped over, or every layer unrolled (longer to compile, faster on a CPU).
       perceptual_dim: width of the image codebook that the perceptual projection maps to; 0 = no projection.
       logits_tile: columns of the vocabulary per tile of the cross entropy; 0 = one tile.
+      lora: adapters, which a run trains in place of the model (`TrainConfig.trainable`).
     """
 
     vocab_size: int
@@ -77,6 +106,7 @@ class ModelConfig:
     scan_layers: bool = True
     perceptual_dim: int = 0
     logits_tile: int = 0
+    lora: LoraConfig = LoraConfig()
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "max_positions")
@@ -186,6 +216,11 @@ class TrainConfig:
 
     Attributes:
       init_from: model of any format whose weights a new run begins with; "" = random ones.
+      trainable: what is trained, by patterns of the parameter table's names: "layers/attention/*", "head/kernel"; with
+        "@image" (or text, speech) behind it, of a table over ids only what belongs to these. Nothing named = the
+        adapters if the model has any, else everything. The perceptual projection is `loss.projection`'s matter.
+      ema_decay: of the moving average of what is trained, warmed up as min(ema_decay, (1 + n) / (10 + n)) at update n.
+        Evaluation and whatever reads the run take the average then; 0 = none is kept.
       max_skipped_steps: the run stops after so many non-finite steps in total.
       keep_checkpoints: newest checkpoints kept.
     """
@@ -193,6 +228,8 @@ class TrainConfig:
     steps: int = 1000
     seed: int = 0
     init_from: str = ""
+    trainable: tuple[str, ...] = ()
+    ema_decay: float = 0.0
     accumulate_steps: int = 1
     log_every: int = 20
     eval_every: int = 500
@@ -203,6 +240,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         rhythm = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
         _require_positive(self, "train", "steps", "accumulate_steps", *rhythm)
+        _require(0 <= self.ema_decay < 1, "train.ema_decay", f"is {self.ema_decay}; use 0 (none) or less than 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

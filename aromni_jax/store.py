@@ -4,6 +4,7 @@ Shared by `training.checkpoints` (a run's steps) and `convert.loading` (a model 
 Only nested dicts of arrays are stored: readable by anyone, untouched by changes of a library's classes.
 
     run/checkpoints/<step>/{params,optimizer,metadata}     one complete checkpoint of a run
+        (and `average` with train.ema_decay)
     model/{params,aromni.json}                             a model to use or to pass on
 """
 
@@ -30,6 +31,7 @@ LAYOUT_VERSION = 1
 CHECKPOINTS = "checkpoints"
 PARAMS = "params"
 OPTIMIZER = "optimizer"
+AVERAGE = "average"
 METADATA = "metadata"
 MODEL_FILE = "aromni.json"
 

@@ -71,7 +71,7 @@ class Ours:
         self._rows, whole = batch_sharding(self._mesh), NamedSharding(self._mesh, PartitionSpec())
         self._codebook_kc = jax.device_put(codebook_kc, whole)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
-        self._make = jax.jit(functools.partial(make_state, config.model, optimizer), out_shardings=whole)
+        self._make = jax.jit(functools.partial(make_state, config, vocabulary, optimizer), out_shardings=whole)
         train_step = make_train_step(config, vocabulary, optimizer)
         self._step = jax.jit(train_step, donate_argnums=0, out_shardings=(whole, whole))
         self.restart()

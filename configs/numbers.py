@@ -3,6 +3,7 @@
 configs/numbers.py:demo     what `make demo` trains: minutes on two cores
 configs/numbers.py:shipped  the same recipe for longer: the checkpoint that comes with the package
 configs/numbers.py:tiny     seconds: tests and first looks
+configs/numbers.py:tune     a minute: adapters teach the shipped model the long prompts of template "aromni"
 """
 
 import ml_collections
@@ -16,7 +17,7 @@ CODEBOOK_WIDTH = 16
 
 
 def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
-    """`arg`: demo (also when empty), shipped or tiny."""
+    """`arg`: demo (also when empty), shipped, tiny or tune."""
     config = ml_collections.ConfigDict()
     config.world = "numbers"
     config.template = "brief"
@@ -66,9 +67,9 @@ def get_config(arg: str = "demo") -> ml_collections.ConfigDict:
     config.train.eval_every = 250
     config.train.checkpoint_every = 500
 
-    variants = {"": _demo, "demo": _demo, "shipped": _shipped, "tiny": _tiny}
+    variants = {"": _demo, "demo": _demo, "shipped": _shipped, "tiny": _tiny, "tune": _tune}
     if arg not in variants:
-        raise UserError(f"configs/numbers.py: unknown variant {arg!r}: use demo, shipped or tiny")
+        raise UserError(f"configs/numbers.py: unknown variant {arg!r}: use demo, shipped, tiny or tune")
     variants[arg](config)
     return config
 
@@ -99,3 +100,20 @@ def _tiny(config: ml_collections.ConfigDict) -> None:
     config.train.eval_every = 10
     config.train.checkpoint_every = 10
     config.optimizer.warmup_steps = 5
+
+
+def _tune(config: ml_collections.ConfigDict) -> None:
+    config.template = "aromni"
+    config.data.path = "runs/tune/data"
+    config.train.init_from = "numbers"
+    config.model.lora = ml_collections.ConfigDict({"rank": 8, "alpha": 16.0})
+    config.loss.prompt_weight = 0.0
+    config.loss.segment_weight = 2.0  # what was heard, between ins and res: the reply rests on it
+    config.loss.perceptual_tasks = ()
+    config.optimizer.name = "adamw"
+    config.optimizer.peak_lr = 2e-3
+    config.optimizer.warmup_steps = 20
+    config.optimizer.decay = "linear"
+    config.train.steps = 200
+    config.train.eval_every = 50
+    config.train.checkpoint_every = 100

@@ -1,3 +1,4 @@
+import dataclasses
 import pathlib
 
 import pytest
@@ -116,3 +117,48 @@ def test_the_recipe_of_every_world_fits_its_codecs(world, variant):
     assert config.model.vocab_size == Codecs.load(world).vocabulary.size
     with pytest.raises(UserError, match="unknown variant 'huge'"):
         load_config(f"{CONFIGS / world}.py:huge")
+
+
+# SPEC 5.1 and 5.2: variant -> values by key.
+RECIPES = {
+    "ar-omni": {
+        "optimizer.peak_lr": 6e-5, "optimizer.warmup_steps": 7000, "train.steps": 140_000, "loss.prompt_weight": 1.0,
+        "loss.normalise": "tokens", "loss.align": "predict", "loss.projection": "trained", "train.trainable": [],
+    },
+    "ar-omni-chat": {
+        "optimizer.peak_lr": 2e-5, "optimizer.warmup_steps": 900, "train.steps": 18_000, "data.batch_size": 64,
+        "loss.prompt_weight": 0.0, "loss.response_weights": {}, "loss.perceptual_tasks": [],
+    },
+    "ar-omni-released": {
+        "optimizer.peak_lr": 1e-5, "optimizer.warmup_steps": 4500, "train.steps": 150_000, "data.batch_size": 256,
+        "train.accumulate_steps": 16, "train.checkpoint_every": 1000, "loss.prompt_weight": 1.0,
+        "loss.response_weights": {"image_caption": 2.0, "speech_to_text": 2.0}, "loss.normalise": "micro_batch",
+        "loss.align": "same_position", "loss.reduce": "mean", "loss.projection": "frozen",
+        "loss.perceptual_tasks": ["text_to_image"], "loss.perceptual_weight": 1.0,
+    },
+    "ar-omni-chat-released": {
+        "optimizer.peak_lr": 1e-5, "optimizer.warmup_steps": 540, "data.batch_size": 64, "train.accumulate_steps": 8,
+        "train.checkpoint_every": 2000, "loss.prompt_weight": 0.0, "loss.segment_weight": 1.0,
+        "loss.response_weights": {}, "loss.perceptual_tasks": [], "loss.normalise": "micro_batch",
+    },
+    "anole-head": {"train.trainable": ["head/kernel@image"], "loss.perceptual_weight": 0.0, "model.norm_order": "pre"},
+}  # fmt: skip
+OPTIMIZER = {"name": "adamw", "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0, "clip_norm": 1, "decay": "linear"}
+
+
+@pytest.mark.parametrize("variant", RECIPES)
+def test_the_reference_recipes_have_the_numbers_of_the_specification(variant):
+    config = load_config(f"{CONFIGS}/reference.py:{variant}").to_dict()
+    wanted = RECIPES[variant] | {f"optimizer.{key}": value for key, value in OPTIMIZER.items()}
+    found = {key: config[key.split(".")[0]][key.split(".")[1]] for key in wanted}
+    assert found == wanted
+    mixture = config["data"]["mixture"]
+    if variant == "ar-omni":  # text : image-text : speech-text
+        pictures, speech = (sum(mixture[task] for task in mixture if kind in task) for kind in ("image", "speech"))
+        assert (mixture["text_to_text"], pictures, speech) == (0.5, 1.0, 2.0)
+
+
+def test_the_tuning_recipe_fits_the_shipped_model():
+    tune, shipped = (load_config(f"{CONFIGS}/numbers.py:{variant}") for variant in ("tune", "shipped"))
+    assert tune.model.lora.rank and dataclasses.replace(tune.model, lora=shipped.model.lora) == shipped.model
+    assert tune.train.init_from == "numbers" and tune.loss.prompt_weight == 0 and tune.loss.segment_weight == 2

@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mesh", nargs="+", metavar="AXIS=SIZE,...", help="as fsdp=128,replica=2; several make a line each (fsdp=-1)"
     )
     train.add_argument(
+        "--lora", type=_positive, metavar="RANK", help="train adapters of this rank and not the model (model.lora.rank)"
+    )
+    train.add_argument(
         "--search", action="store_true", help="try batch x remat x mesh (what is not given: a few), the fastest first"
     )
 
@@ -112,8 +115,11 @@ def _decode(args: argparse.Namespace, config: Any) -> tuple[list[dict[str, Any]]
 
 def _train(args: argparse.Namespace, config: Any) -> tuple[list[dict[str, Any]], str]:
     from aromni_jax.compile import Trial, compile_training, search, target, training_markdown
+    from aromni_jax.config import LoraConfig
     from aromni_jax.vocabulary import JointVocabulary
 
+    if args.lora:
+        config = dataclasses.replace(config, lora=LoraConfig(rank=args.lora))
     tried: dict[str, list[Any]] = {"batch": [1], "remat": [config.remat], "mesh": ["fsdp=-1"]}
     if args.search:
         tried = _SEARCH

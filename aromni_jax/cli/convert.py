@@ -27,10 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=pathlib.Path, help="new folder; written whole or not at all")
     parser.add_argument(
         "--to",
-        choices=["orbax", "hf", "hf-reference", "meta"],
+        choices=["orbax", "hf", "hf-reference", "meta", "peft"],
         default="orbax",
         help="orbax: a model folder of this project (default); hf: what transformers from PyPI reads; hf-reference: "
-        "what AR-Omni's and Anole's training code reads; meta: what AR-Omni's inference code reads",
+        "what AR-Omni's and Anole's training code reads; meta: what AR-Omni's inference code reads; peft: "
+        "the adapters of a run alone, for PEFT (the others have them merged)",
     )
     parser.add_argument("--dtype", choices=list(_DTYPES), help="of the stored tensors (default: as they are)")
     parser.add_argument(
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     with open_source(args.source, vocabulary) as source:
         dtype = _DTYPES[args.dtype] if args.dtype else None
-        total = source.bytes(dtype)
+        total = source.bytes(dtype) if args.to != "peft" else None
         bar = tqdm(total=total, unit="B", unit_scale=True, file=sys.stderr, disable=not sys.stderr.isatty())
         with bar:
             convert(source, args.target, args.to, dtype=dtype, shard_bytes=args.shard_size, progress=bar.update)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from aromni_jax.compile.hlo import Program
 from aromni_jax.compile.work import collectives, kernel_flops, matmul_flops
 from aromni_jax.config import DataConfig, MeshConfig, ModelConfig, Remat, RunConfig
 from aromni_jax.errors import UserError
-from aromni_jax.model import flops_per_token, parameter_counts
+from aromni_jax.model import ParamSpec, flops_per_token, parameter_counts, trained
 from aromni_jax.parallel import make_mesh
 from aromni_jax.training import abstract_state, lower_step, make_optimizer
 from aromni_jax.vocabulary import JointVocabulary
@@ -68,15 +69,17 @@ def compile_training(
         "rows": trial.rows,
         "length": length,
         "remat": trial.remat,
+        "lora_rank": model.lora.rank,
     }
     optimizer = make_optimizer(config.optimizer, config.train.steps)
+    parts = trained(config, vocabulary)
     codebook_kc: Any = None
     if model.perceptual_dim:
         whole = NamedSharding(mesh, PartitionSpec())
         shape = (len(vocabulary.image), model.perceptual_dim)
         codebook_kc = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
     started = time.perf_counter()
-    state = abstract_state(config, optimizer, mesh)
+    state = abstract_state(config, vocabulary, optimizer, mesh)
     lowered = lower_step(config, vocabulary, optimizer, state, mesh, codebook_kc)
     try:
         compiled = lowered.compile()
@@ -95,22 +98,29 @@ def compile_training(
         "peak": memory.peak_memory_in_bytes,
     }
     row["fits"] = memory.peak_memory_in_bytes + memory.argument_size_in_bytes <= target.chip.memory
-    return row | _figures(Program(text, trips=1), model, target, trial, mesh.shape["fsdp"], length)
+    return row | _figures(Program(text, trips=1), model, parts.table, target, trial, mesh.shape["fsdp"], length)
 
 
 def _figures(
-    program: Program, model: ModelConfig, target: Target, trial: Trial, fsdp: int, length: int
+    program: Program,
+    model: ModelConfig,
+    table: Mapping[str, ParamSpec],
+    target: Target,
+    trial: Trial,
+    fsdp: int,
+    length: int,
 ) -> dict[str, Any]:
     chip, tokens = target.chip, trial.rows * length
-    analytic = flops_per_token(model, length) * tokens
+    per_token = flops_per_token(model, length, trained=table)
+    analytic = per_token * tokens
     matmuls, kernels, sent = matmul_flops(program), kernel_flops(program), collectives(program)
-    minimum = fsdp_minimum(model, fsdp)
+    minimum = fsdp_minimum(model, fsdp, table)
     compiler = program.traffic().cycles / chip.clock
     step = compiler + kernels / (KERNEL_SHARE * chip.flops)
     return {
         "flops": {"model": analytic, "matmuls": matmuls, "kernels": kernels},
         "flops_over_model": (matmuls + kernels) / analytic,
-        "policy_over_model": policy_flops(model, length) / flops_per_token(model, length),
+        "policy_over_model": policy_flops(model, length, table) / per_token,
         "collectives": sent,
         "collective_bytes": sum(sent.values()),
         "fsdp_minimum": minimum,
@@ -124,30 +134,31 @@ def _figures(
     }
 
 
-def fsdp_minimum(model: ModelConfig, fsdp: int) -> float:
+def fsdp_minimum(model: ModelConfig, fsdp: int, table: Mapping[str, ParamSpec] | None = None) -> float:
     """Bytes that a chip has to receive in a step when every parameter is split over `fsdp` chips.
 
-    All of them gathered forward and again backward (the embedding table forward only), and their gradients
-    scattered, in the dtype of computation.
+    All of them gathered forward and again backward (the embedding table forward only), and the gradients of those that
+    are trained (`table`; None = all) scattered, in the dtype of computation.
     """
     counts = parameter_counts(model)
-    passes = 3 * counts["total"] - counts["embedder"]
+    own = counts["total"] if table is None else sum(math.prod(spec.shape) for spec in table.values())
+    passes = 2 * counts["total"] - counts["embedder"] + own
     return passes * _WIDTH[model.compute_dtype] * (fsdp - 1) / fsdp
 
 
-def policy_flops(model: ModelConfig, length: int) -> float:
+def policy_flops(model: ModelConfig, length: int, table: Mapping[str, ParamSpec] | None = None) -> float:
     """Training FLOPs per token with what the remat policy computes again: "full" and "offload" a whole forward pass of
     the layers, "qkv" all but three of its products, "dots" attention; the tiled cross entropy computes its scores again
     under every policy.
     """
     counts, forward = parameter_counts(model), flops_per_token(model, length, training=False)
     head = 2 * counts["head"]
-    products = 2 * (counts["attention"] + counts["ffn"])
+    products = 2 * (counts["attention"] + counts["ffn"] + counts.get("adapters", 0))
     qkv = 2 * model.layers * model.dim * (model.heads + 2 * model.kv_heads) * model.head_dim
     kept = {"full": 0.0, "offload": 0.0, "qkv": qkv, "dots": products, "none": forward - head}
     again = forward - head - kept[model.remat]
     tiled = 0 < model.logits_tile < model.vocab_size
-    return 3 * forward + again + (head if tiled else 0)
+    return flops_per_token(model, length, trained=table) + again + (head if tiled else 0)
 
 
 def search(

@@ -10,14 +10,15 @@ from aromni_jax.compile.report import memory_cells
 _NOTES = """\
 Everything per chip and step; nothing here was measured on a TPU. Peak: the compiler's, of temporaries in use at one
 time; it fits if peak and arguments are together less than what the compiler lets a program use of the chip's HBM.
-Model FLOPs: 6 per weight and token, attention causal, nothing computed twice. Compiled: matrix products of the
-scheduled program times how often its loops run, and the attention kernels by the blocks that they compute (a block on
-the diagonal whole). Policy: what the remat policy and the tiled cross entropy compute again, on paper. Collectives:
-bytes that reach a chip, all-reduce counted twice; over "context" keys and values among them. FSDP minimum: parameters
-gathered forward and backward (the embedding table forward only), gradients scattered, all in the dtype of computation.
-Step: the compiler's own estimate of cycles at the chip's clock, plus the attention kernels at half of the chip's peak;
-it has nothing for transfers that are not hidden behind products. By the links: all collectives at the published
-bandwidth, one after the other. MFU: model FLOPs of the step over the chip's peak. Take times as +-10 %."""
+Model FLOPs: 6 per weight and token (4 if it is not trained), attention causal, nothing computed twice. Compiled:
+matrix products of the scheduled program times how often its loops run, and the attention kernels by the blocks that
+they compute (a block on the diagonal whole). Policy: what the remat policy and the tiled cross entropy compute
+again, on paper. Collectives: bytes that reach a chip, all-reduce counted twice; over "context" keys and values
+among them. FSDP minimum: parameters gathered forward and backward (the embedding table forward only), gradients
+scattered, all in the dtype of computation. Step: the compiler's own estimate of cycles at the chip's clock, plus
+the attention kernels at half of the chip's peak; it has nothing for transfers that are not hidden behind products.
+By the links: all collectives at the published bandwidth, one after the other. MFU: model FLOPs of the step over the
+chip's peak. Take times as +-10 %."""
 
 
 def training_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -43,7 +44,8 @@ def training_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def _what(row: Mapping[str, Any]) -> str:
     mesh = " ".join(f"{axis}={size}" for axis, size in row["mesh"].items() if size > 1)
     model = f"{row['model']}, " if "model" in row else ""
-    return f"| {model}{row['topology']}, {mesh} | {row['rows']} x {row['length']}, {row['remat']}"
+    lora = f", LoRA {row['lora_rank']}" if row.get("lora_rank") else ""
+    return f"| {model}{row['topology']}, {mesh} | {row['rows']} x {row['length']}, {row['remat']}{lora}"
 
 
 def _work(row: Mapping[str, Any]) -> str:

@@ -18,12 +18,13 @@ from aromni_jax import store
 from aromni_jax.convert.huggingface import HuggingFace, is_huggingface, write_huggingface
 from aromni_jax.convert.meta import Meta, find_meta, write_meta
 from aromni_jax.convert.model_folder import ModelFolder, write_model_folder
+from aromni_jax.convert.peft import write_adapters
 from aromni_jax.convert.source import Source
 from aromni_jax.errors import UserError
 from aromni_jax.signals import NotedSignals
 from aromni_jax.vocabulary import JointVocabulary
 
-Format = Literal["orbax", "hf", "hf-reference", "meta"]
+Format = Literal["orbax", "hf", "hf-reference", "meta", "peft"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 Dtype = Literal["float32", "bfloat16"]
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -77,7 +78,8 @@ def convert(
     Args:
       source: opened by `open_source`.
       target: new folder.
-      to: "orbax" (a model folder), "hf" (what `transformers` reads), "hf-reference" (AR-Omni, Anole), "meta".
+      to: "orbax" (a model folder), "hf" (what `transformers` reads), "hf-reference" (AR-Omni, Anole), "meta"; "peft":
+        the adapters of a run alone, for its base in "hf".
       dtype: of the decoder's tensors, there and when they are loaded again; None = as stored.
       shard_bytes: of Hugging Face files.
       progress: called with the bytes of every tensor written.
@@ -98,6 +100,8 @@ def convert(
             write_model_folder(folder, source, kind, count)
         elif to == "meta":
             write_meta(folder, source, kind, count)
+        elif to == "peft":
+            write_adapters(folder, source, kind, count)
         else:
             write_huggingface(folder, source, to, kind, shard_bytes, count)
         source.check()

@@ -53,7 +53,11 @@ def describe(source: Source) -> list[str]:
         f"  layout: {source.layout} ({_LAYOUTS[source.layout]})",
         f"  stored: {stored}, {size / 1e9:,.2f} GB",
         f"  norm order: {config.norm_order}",
-        *(f"  {name}: {json.dumps(value)}" for name, value in vars(config).items() if name != "norm_order"),
+        *(
+            f"  {name}: {json.dumps(value)}"
+            for name, value in vars(config).items()
+            if name not in ("norm_order", "lora")
+        ),
         f"parameters {total:,}",
         *(f"  {group:<12} {count:>14,} {count / total:6.1%}" for group, count in counts.items()),
         *_table(source, with_rms=size <= _RMS_BYTES),

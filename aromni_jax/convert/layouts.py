@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
-from aromni_jax.config import ModelConfig
+from aromni_jax.config import LoraConfig, ModelConfig
 from aromni_jax.errors import UserError
-from aromni_jax.model import ParamSpec, parameter_table
+from aromni_jax.model import ADAPTER, ParamSpec, parameter_table
 
 Layout = Literal["hf", "hf-reference", "meta"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -71,6 +71,11 @@ def pieces(config: ModelConfig, *, training_only: bool = False) -> list[Piece]:
         elif path == next(iter(layered)):
             found += [Piece(p, layer, s) for layer in range(config.layers) for p, s in layered.items()]
     return found
+
+
+def adapter_pieces(config: ModelConfig, lora: LoraConfig) -> list[Piece]:
+    """Every piece of the adapters that a model can be given."""
+    return [piece for piece in pieces(dataclasses.replace(config, lora=lora)) if ADAPTER in piece.path]
 
 
 def external_shape(spec: ParamSpec, layout: Layout, ranks: int = 1) -> tuple[int, ...]:

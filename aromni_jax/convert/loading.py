@@ -92,7 +92,7 @@ def load_model(path: str | os.PathLike[str], vocabulary: JointVocabulary | None 
       UserError: nothing there, not a checkpoint, damaged, of another vocabulary or of an unknown layout version.
     """
     with open_source(path, vocabulary) as source:
-        params = _restored(source) if isinstance(source, ModelFolder) else _stacked(source)
+        params = _restored(source) if isinstance(source, ModelFolder) and source.plain else _stacked(source)
         for line in source.warnings:
             warnings.warn(line, stacklevel=2)
         return Model(source.config, source.vocabulary, params, source.metadata)

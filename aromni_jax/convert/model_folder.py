@@ -13,20 +13,21 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from aromni_jax import store
-from aromni_jax.config import ModelConfig, RunConfig
+from aromni_jax.config import LoraConfig, ModelConfig, RunConfig
 from aromni_jax.convert import assets as files
 from aromni_jax.convert.extra import Extra, write_extra
 from aromni_jax.convert.fields import Fields
-from aromni_jax.convert.layouts import Piece, ahead, pieces
+from aromni_jax.convert.layouts import Piece, adapter_pieces, ahead, pieces
 from aromni_jax.convert.manifest import Manifest, write_manifest
 from aromni_jax.convert.source import Source
 from aromni_jax.errors import UserError
-from aromni_jax.model import abstract_params, nest, parameter_table
+from aromni_jax.model import ADAPTER, abstract_params, nest, parameter_table
 from aromni_jax.tensorfile import Shaped
 from aromni_jax.vocabulary import JointVocabulary
 
@@ -37,8 +38,11 @@ _CHUNK_BYTES = 2**26
 class ModelFolder(Source):
     """An opened model folder, or one checkpoint of a run (the newest complete one, if the run is named).
 
+    A parameter of which the run keeps an average is read as its average, a matrix that has an adapter as their sum.
+
     Attributes:
       arrays: the folder with Orbax's arrays. checksums: of its arrays, by path.
+      plain: whether the arrays there are the parameters as they are read.
 
     Raises:
       UserError: nothing there, of an unknown layout version, or with a vocabulary other than it says.
@@ -46,6 +50,7 @@ class ModelFolder(Source):
 
     def __init__(self, path: pathlib.Path, vocabulary: JointVocabulary | None) -> None:
         self.warnings = []
+        averaged: Mapping[str, Any] = {}
         if (path / store.MODEL_FILE).is_file():
             self.layout, file = "aromni", path / store.MODEL_FILE
             description = Fields(store.read_description(file), str(file))
@@ -57,7 +62,9 @@ class ModelFolder(Source):
             description = Fields(store.read_description(file), str(file))
             recipe = description.object("config").values
             run = RunConfig.from_dict(recipe)
-            self.config, checksums = run.model, description.object("checksums").object(store.PARAMS).values
+            self.config, sums = run.model, description.object("checksums")
+            averaged = sums.object(store.AVERAGE).values if store.AVERAGE in sums.values else {}
+            checksums = {**sums.object(store.PARAMS).values, **averaged}
             metadata = {
                 "world": run.world,
                 "template": run.template,
@@ -66,7 +73,11 @@ class ModelFolder(Source):
                 "recipe": recipe,
             }
         self.path, self.checksums, self.metadata = path, checksums, metadata
-        self.arrays = path / store.PARAMS
+        self.arrays, self._averaged = path / store.PARAMS, averaged.keys()
+        self._stored, self.lora = self.config, self.config.lora
+        self.config = dataclasses.replace(self.config, lora=LoraConfig())
+        self.plain = not averaged and not self.lora.rank
+        self._adapters = {(piece.path, piece.layer): piece for piece in adapter_pieces(self.config, self.lora)}
         self.vocabulary = _vocabulary(description, vocabulary, path)
         size = self.vocabulary.size
         if size != self.config.vocab_size:
@@ -74,15 +85,23 @@ class ModelFolder(Source):
         self.assets = files.find_assets(path / ASSETS)
         self._extra = Extra(path, Manifest(path))
         self._opened: dict[str, ts.TensorStore] = {}
-        self._whole: tuple[str, np.ndarray] | None = None
+        self._whole: dict[str, np.ndarray] = {}
         self._sums: dict[str, dict[int | None, int]] = collections.defaultdict(dict)
 
     def read(self, piece: Piece) -> np.ndarray:
-        array = self._read(piece)
-        self._sums[piece.path][piece.layer] = store.checksum(array, array.size * (piece.layer or 0))
-        return array
+        array = self._noted(piece)
+        factors = [self._adapters.get((f"{piece.path}{ADAPTER}/{name}", piece.layer)) for name in ("a", "b")]
+        if factors[0] and factors[1]:
+            a, b = (self._noted(factor).astype(np.float32) for factor in factors if factor)
+            array = array + self.lora.scale * np.tensordot(a, b, 1)
+        return array.astype(self.dtype(piece), copy=False)
+
+    def read_adapter(self, piece: Piece) -> np.ndarray:
+        return self._noted(piece).astype(self.dtype(piece), copy=False)
 
     def dtype(self, piece: Piece) -> np.dtype:
+        if piece.path in self._averaged:  # which is float32 whatever the parameters are
+            return np.dtype(jnp.dtype(self._stored.param_dtype))
         dtype: np.dtype = self._array(piece.path).dtype.numpy_dtype
         return dtype
 
@@ -110,16 +129,22 @@ class ModelFolder(Source):
     def close(self) -> None:
         self._extra.close()
 
+    def _noted(self, piece: Piece) -> np.ndarray:
+        array = self._read(piece)
+        self._sums[piece.path][piece.layer] = store.checksum(array, array.size * (piece.layer or 0))
+        return array
+
     def _read(self, piece: Piece) -> np.ndarray:
         array = self._array(piece.path)
         try:
             if piece.layer is None or not self._coarse(piece):
                 part: np.ndarray = (array if piece.layer is None else array[piece.layer]).read().result()
                 return part
-            if self._whole is None or self._whole[0] != piece.path:
-                self._whole = None  # before the next one is read: one at a time
-                self._whole = (piece.path, array.read().result())
-            return self._whole[1][piece.layer]
+            if piece.path not in self._whole:
+                matrix = piece.path.partition(ADAPTER)[0]  # before the next one is read, the last one goes
+                self._whole = {path: kept for path, kept in self._whole.items() if path.partition(ADAPTER)[0] == matrix}
+                self._whole[piece.path] = array.read().result()
+            return self._whole[piece.path][piece.layer]
         except ValueError as error:
             reason = store.failure_reason(error)
             raise store.Damaged(f"{self.arrays}: array {piece.path} cannot be read ({reason})") from None
@@ -133,17 +158,18 @@ class ModelFolder(Source):
 
     def _array(self, path: str) -> ts.TensorStore:
         if not self._opened:
-            store.check_shapes(self.arrays, abstract_params(self.config))
+            store.check_shapes(self.arrays, abstract_params(self._stored))
         if path not in self._opened:
-            folder = str(self.arrays.absolute())
-            ocdbt = (self.arrays / "manifest.ocdbt").is_file()
+            arrays = self.path / store.AVERAGE if path in self._averaged else self.arrays
+            folder = str(arrays.absolute())
+            ocdbt = (arrays / "manifest.ocdbt").is_file()
             within = path.replace("/", ".") + "/"
             files_at = {"driver": "file", "path": f"{folder}/{within}"}
             kvstore = {"driver": "ocdbt", "base": f"file://{folder}/", "path": within} if ocdbt else files_at
             found, error = store.attempt(lambda: ts.open({"driver": "zarr", "kvstore": kvstore}).result())
             if found is None:
                 reason = store.failure_reason(error) if error else "not found"
-                raise store.Damaged(f"{self.arrays}: array {path} cannot be read ({reason})")
+                raise store.Damaged(f"{arrays}: array {path} cannot be read ({reason})")
             self._opened[path] = found
         return self._opened[path]
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from aromni_jax.config import ModelConfig
+from aromni_jax.config import LoraConfig, ModelConfig
 from aromni_jax.convert.layouts import Piece, pieces
 from aromni_jax.errors import UserError
 from aromni_jax.tensorfile import Shaped
@@ -31,6 +31,7 @@ class Source(abc.ABC):
       metadata: JSON; always has "world" and "template" (names, or None).
       assets: files that belong to the model and not to its format (tokenizer, codec, processor), by name.
       warnings: what a user should know; one line each.
+      lora: of the adapters that the decoder's tensors are given with (merged); rank 0 = there are none.
     """
 
     path: pathlib.Path
@@ -40,6 +41,7 @@ class Source(abc.ABC):
     metadata: Mapping[str, Any]
     assets: Mapping[str, pathlib.Path]
     warnings: list[str]
+    lora: LoraConfig = LoraConfig()
 
     @abc.abstractmethod
     def read(self, piece: Piece) -> np.ndarray:
@@ -57,6 +59,10 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def read_passenger(self, name: str) -> np.ndarray:
         """One of `passengers`."""
+
+    def read_adapter(self, piece: Piece) -> np.ndarray:
+        """One of `layouts.adapter_pieces`, as it was trained."""
+        raise KeyError(piece.path)
 
     def check(self) -> None:  # noqa: B027
         """Raise Damaged if what has been read is not what was written. To be called when everything is read."""

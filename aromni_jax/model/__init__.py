@@ -3,6 +3,7 @@
 from aromni_jax.model.cache import CACHE_DTYPES, KVCache
 from aromni_jax.model.decoder import Decoder, check_params, forward, logits, split_layers
 from aromni_jax.model.parameters import (
+    ADAPTER,
     External,
     Params,
     ParamSpec,
@@ -15,8 +16,10 @@ from aromni_jax.model.parameters import (
     parameter_table,
 )
 from aromni_jax.model.presets import PRESETS
+from aromni_jax.model.trained import Trained, trained
 
 __all__ = [
+    "ADAPTER",
     "CACHE_DTYPES",
     "PRESETS",
     "Decoder",
@@ -24,6 +27,7 @@ __all__ = [
     "KVCache",
     "ParamSpec",
     "Params",
+    "Trained",
     "abstract_params",
     "check_params",
     "flatten",
@@ -35,4 +39,5 @@ __all__ = [
     "parameter_counts",
     "parameter_table",
     "split_layers",
+    "trained",
 ]

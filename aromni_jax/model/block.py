@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from aromni_jax.config import ModelConfig
-from aromni_jax.model.linear import linear
+from aromni_jax.model.linear import Axes, linear
 from aromni_jax.model.norms import head_layer_norm, rms_norm
-from aromni_jax.model.parameters import Params
+from aromni_jax.model.parameters import ADAPTER, Params
 from aromni_jax.model.rope import rotate
 
 # (q [b,s,h,e], k [b,k,s,e], v [b,k,s,e]) -> [b,s,h,e]: attention over these keys, or over a cache that they join.
@@ -43,7 +43,7 @@ def block(
         return _attention(layer["attention"], config, x_bsd, angles, attend, shard, form)
 
     def ffn(x_bsd: jax.Array) -> jax.Array:
-        return _swiglu(layer["ffn"], x_bsd, shard)
+        return _swiglu(layer["ffn"], config, x_bsd, shard)
 
     x_bsd = branch(x_bsd, layer["attention_norm"]["scale"], attention)
     x_bsd = branch(x_bsd, layer["ffn_norm"]["scale"], ffn)
@@ -59,22 +59,37 @@ def _attention(
     shard: Shard,
     form: str,
 ) -> jax.Array:
-    def heads(kernel_dhe: jax.Array, form: str) -> jax.Array:
-        return linear(x_bsd, kernel_dhe, ("embed", "heads", "head_dim"), f"bsd,dhe->{form}")
+    def heads(name: str, form: str) -> jax.Array:
+        return _product(layer, name, config, x_bsd, ("embed", "heads", "head_dim"), f"bsd,dhe->{form}")
 
     def turned(name: str) -> jax.Array:
         norm = layer[f"{name}_norm"]
-        normed = head_layer_norm(heads(layer[name], form), norm["scale"], norm["bias"], config.qk_norm_eps, form)
+        normed = head_layer_norm(heads(name, form), norm["scale"], norm["bias"], config.qk_norm_eps, form)
         return rotate(normed, angles, form).astype(x_bsd.dtype)
 
     q_bshe = shard(jnp.einsum(f"{form}->bshe", turned("query")), "batch", "seq", "heads", None)
     k_bkse = jnp.einsum(f"{form}->bhse", turned("key"))
-    v_bkse = heads(layer["value"], "bshe").swapaxes(1, 2)
+    v_bkse = heads("value", "bshe").swapaxes(1, 2)
     mixed_bshe = attend(*map(checkpoint_name, (q_bshe, k_bkse, v_bkse), ATTENDED))
-    return linear(mixed_bshe, layer["out"], ("heads", "head_dim", "embed"), "bshe,hed->bsd")
+    return _product(layer, "out", config, mixed_bshe, ("heads", "head_dim", "embed"), "bshe,hed->bsd")
 
 
-def _swiglu(layer: Params, x_bsd: jax.Array, shard: Shard) -> jax.Array:
-    gate_bsf, up_bsf = (linear(x_bsd, layer[name], ("embed", "ffn")) for name in ("gate", "up"))
+def _swiglu(layer: Params, config: ModelConfig, x_bsd: jax.Array, shard: Shard) -> jax.Array:
+    gate_bsf, up_bsf = (
+        _product(layer, name, config, x_bsd, ("embed", "ffn"), "bsd,df->bsf") for name in ("gate", "up")
+    )
     mixed_bsf = shard(jax.nn.silu(gate_bsf) * up_bsf, "batch", "seq", "ffn")
-    return linear(mixed_bsf, layer["down"], ("ffn", "embed"))
+    return _product(layer, "down", config, mixed_bsf, ("ffn", "embed"), "bsf,fd->bsd")
+
+
+def _product(layer: Params, name: str, config: ModelConfig, x: jax.Array, axes: Axes, equation: str) -> jax.Array:
+    """x through a matrix of the layer (see `linear`), and through its adapter where it has one."""
+    y = linear(x, layer[name], axes, equation)
+    adapter = layer.get(name + ADAPTER)
+    if adapter is None:
+        return y
+    of_x, of_kernel, of_y = equation.replace("->", ",").split(",")
+    inputs = len(set(of_x) & set(of_kernel))  # axes of the kernel, the first ones
+    low_bsr = linear(x, adapter["a"], (*axes[:inputs], "rank"), f"{of_x},{of_kernel[:inputs]}r->bsr")
+    added = linear(low_bsr, adapter["b"], ("rank", *axes[inputs:]), f"bsr,r{of_kernel[inputs:]}->{of_y}")
+    return y + config.lora.scale * added

@@ -23,6 +23,7 @@ from aromni_jax.config import ModelConfig
 
 Params = dict[str, Any]
 Init = Literal["normal", "ones", "zeros"]
+ADAPTER = "_lora"  # behind a matrix's name: the group of its adapter's parameters "a" and "b"
 _STDDEV = 0.02  # of every linear and embedding weight (SPEC 3.1)
 
 
@@ -126,6 +127,9 @@ def parameter_table(config: ModelConfig) -> dict[str, ParamSpec]:
             (config.vocab_size, d), ("vocab", "embed"), "model.embed_tokens.weight", "tok_embeddings.weight", parallel=1
         )
     }
+    for matrix in config.lora.matrices if config.lora.rank else ():
+        path = next(path for path in layer if path.endswith(f"/{matrix}"))
+        layer |= {f"{path}{ADAPTER}/{name}": spec for name, spec in _adapter(layer[path], config.lora.rank).items()}
     for path, spec in layer.items():
         external = spec.external and dataclasses.replace(
             spec.external, hf="model.layers.{}." + spec.external.hf, meta="layers.{}." + spec.external.meta
@@ -142,6 +146,19 @@ def parameter_table(config: ModelConfig) -> dict[str, ParamSpec]:
         table["perceptual/kernel"] = row((d, c), ("embed", "codebook"))
         table["perceptual/bias"] = row((c,), ("codebook",), init="zeros")
     return table
+
+
+def _adapter(spec: ParamSpec, rank: int) -> dict[str, ParamSpec]:
+    """Rows "a" (random) and "b" (zeros: an adapter begins with adding nothing) of a matrix of one layer."""
+    external = spec.external
+    assert external is not None
+    n = external.inputs
+    a = External(external.hf.replace(".weight", ".lora_A.weight"), "", inputs=n)
+    b = External(external.hf.replace(".weight", ".lora_B.weight"), "", inputs=1, rotary=external.rotary)
+    return {
+        "a": ParamSpec((*spec.shape[:n], rank), spec.dtype, (*spec.axes[:n], "rank"), "normal", a),
+        "b": ParamSpec((rank, *spec.shape[n:]), spec.dtype, ("rank", *spec.axes[n:]), "zeros", b),
+    }
 
 
 def nest(flat: Mapping[str, Any]) -> Params:
@@ -189,26 +206,49 @@ def abstract_params(config: ModelConfig) -> Params:
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
-    """Parameters by group: embedder, attention, ffn, norms, head, perceptual; and their "total".
+    """Parameters by group: embedder, attention, ffn, norms, head, perceptual, adapters; and their "total".
 
     QK-norm vectors count once per group of heads that shares them.
     """
-    groups = dict.fromkeys(("embedder", "attention", "ffn", "norms", "head"), 0)
-    for path, spec in parameter_table(config).items():
-        names = path.removeprefix("layers/").split("/")
-        group = "norms" if any(name.endswith("norm") for name in names) else names[0]
-        groups[group] = groups.get(group, 0) + math.prod(spec.shape)
+    groups = dict.fromkeys(("embedder", "attention", "ffn", "norms", "head"), 0) | _counts(parameter_table(config))
     return {**groups, "total": sum(groups.values())}
 
 
-def flops_per_token(config: ModelConfig, context: float, *, training: bool = True) -> float:
-    """Model FLOPs of one token: 2 per weight of every matrix product, 3 times that for forward and backward.
+def _counts(table: Mapping[str, ParamSpec]) -> dict[str, int]:
+    groups: dict[str, int] = {}
+    for path, spec in table.items():
+        names = path.removeprefix("layers/").split("/")
+        group = "norms" if any(name.endswith("norm") for name in names) else names[0]
+        group = "adapters" if any(name.endswith(ADAPTER) for name in names) else group
+        groups[group] = groups.get(group, 0) + math.prod(spec.shape)
+    return groups
+
+
+def flops_per_token(
+    config: ModelConfig, context: float, *, training: bool = True, trained: Mapping[str, ParamSpec] | None = None
+) -> float:
+    """Model FLOPs of one token: 2 per weight of every matrix product. Training adds 2 for every weight that is trained,
+    and 2 for every product that a gradient passes through, none if only the output head is trained.
 
     Convention ("causal-aware"): attention counts only the keys a causal query may see, `(context + 1) / 2` of them on
     average for sequences of `context` tokens; the embedding lookup, norms, softmax and recomputation count nothing,
     and neither does the perceptual projection (it is applied by the loss only).
+
+    Args:
+      trained: rows of the parameter table that are (`Trained.table`); None = all of them.
     """
-    counts = parameter_counts(config)
-    weights = counts["attention"] + counts["ffn"] + counts["head"]
+    table = parameter_table(config)
+    trained = table if trained is None else trained
+    weights = _multiplied(table)
     attention = 2 * config.layers * config.heads * config.head_dim * (context + 1) / 2
-    return 2 * (weights + attention) * (3 if training else 1)
+    forward = 2 * (weights + attention)
+    if not training:
+        return forward
+    passes = any(not path.startswith(("head/", "final_norm/", "perceptual/")) for path in trained)
+    return forward + 2 * _multiplied(trained) + (2 * weights + 4 * attention if passes else 0)
+
+
+def _multiplied(table: Mapping[str, ParamSpec]) -> int:
+    """Weights of matrix products."""
+    counts = _counts(table)
+    return sum(counts.get(group, 0) for group in ("attention", "ffn", "head", "adapters"))

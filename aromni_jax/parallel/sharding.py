@@ -43,6 +43,7 @@ class ShardingRules:
     vocab: MeshAxes = ("tensor",)
     norm: MeshAxes = ()
     codebook: MeshAxes = ()
+    rank: MeshAxes = ()
 
     def spec(
         self, *axes: str | None, shape: Sequence[int] = (), mesh: Mesh | AbstractMesh | None = None

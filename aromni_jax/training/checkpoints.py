@@ -1,6 +1,7 @@
 """Checkpoints of a run: asynchronous, complete or not there, checked bit by bit when read.
 
-A step holds `params`, `optimizer` (with the step counters) and `metadata` (config, vocabulary, data state, checksums).
+A step holds `params`, `optimizer` (with the step counters), `average` if the run keeps one, and `metadata` (config,
+vocabulary, data state, checksums).
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from aromni_jax import store
-from aromni_jax.config import ModelConfig, RunConfig
+from aromni_jax.config import RunConfig
 from aromni_jax.errors import UserError
+from aromni_jax.model import trained
 from aromni_jax.training.state import TrainState
 from aromni_jax.vocabulary import JointVocabulary
 
@@ -55,7 +57,7 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
-        params, optimizer = _split(state)
+        arrays = _split(state)
         metadata = {
             "layout_version": store.LAYOUT_VERSION,
             "step": step,
@@ -64,15 +66,12 @@ class Checkpoints:
             "vocabulary_fingerprint": vocabulary.fingerprint(),
             "data": dict(data),
             "codecs": dict(codecs or {}),
-            "checksums": {"params": store.checksums(params), "optimizer": store.checksums(optimizer)},
+            "checksums": {name: store.checksums(tree) for name, tree in arrays.items()},
         }
         self.wait()
         self._saving = step
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            optimizer=ocp.args.StandardSave(optimizer),
-            metadata=ocp.args.JsonSave(metadata),
-        )
+        saves = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
+        items = ocp.args.Composite(**saves, metadata=ocp.args.JsonSave(metadata))
         self._attempt(lambda: self._manager.save(step, args=items))
 
     def poll(self) -> None:
@@ -111,25 +110,23 @@ class Checkpoints:
             try:
                 metadata = read_metadata(directory)
                 _check_same_run(directory, metadata, config, vocabulary)
-                params, optimizer = _split(abstract)
-                params = store.read_arrays(directory / store.PARAMS, params, metadata["checksums"]["params"])
-                optimizer = store.read_arrays(
-                    directory / store.OPTIMIZER, optimizer, metadata["checksums"]["optimizer"]
-                )
+                arrays = {
+                    name: store.read_arrays(directory / name, tree, metadata["checksums"][name])
+                    for name, tree in _split(abstract).items()
+                }
             except store.Damaged as error:
                 warn(f"warning: {error}; falling back to an older checkpoint")
                 self._set_aside(directory)
             else:
-                return _join(abstract, params, optimizer), metadata
+                return _join(abstract, arrays), metadata
         if steps:
             raise UserError(f"{self._run}: none of the checkpoints {steps} can be read; start again in a new folder")
         return None
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
-        return ocp.CheckpointManager(
-            self._folder, options=options, item_names=(store.PARAMS, store.OPTIMIZER, store.METADATA)
-        )
+        names = (store.PARAMS, store.OPTIMIZER, store.AVERAGE, store.METADATA)
+        return ocp.CheckpointManager(self._folder, options=options, item_names=names)
 
     def _set_aside(self, directory: pathlib.Path) -> None:
         if jax.process_index() == 0:
@@ -164,14 +161,17 @@ def read_metadata(step_directory: pathlib.Path) -> dict[str, Any]:
     return store.read_description(file)
 
 
-def _split(state: TrainState) -> tuple[Any, Any]:
+def _split(state: TrainState) -> dict[str, Any]:
     optimizer = {"step": state.step, "skipped": state.skipped, "opt_state": store.to_nested_dict(state.opt_state)}
-    return state.params, optimizer
+    average = {store.AVERAGE: state.average} if state.average else {}
+    return {store.PARAMS: state.params, store.OPTIMIZER: optimizer, **average}
 
 
-def _join(like: TrainState, params: Any, optimizer: Mapping[str, Any]) -> TrainState:
+def _join(like: TrainState, arrays: Mapping[str, Any]) -> TrainState:
+    optimizer = arrays[store.OPTIMIZER]
     opt_state = store.from_nested_dict(like.opt_state, optimizer["opt_state"])
-    return TrainState(optimizer["step"], params, opt_state, optimizer["skipped"])
+    average = arrays.get(store.AVERAGE, {})
+    return TrainState(optimizer["step"], arrays[store.PARAMS], opt_state, optimizer["skipped"], average)
 
 
 def _check_same_run(
@@ -182,15 +182,21 @@ def _check_same_run(
             f"{directory}: made with vocabulary {metadata['vocabulary_fingerprint']}, the data has "
             f"{vocabulary.fingerprint()}: give another --run-dir"
         )
-    stored = RunConfig.from_dict(metadata["config"]).model
-    differing = [key for key in _model_keys(stored) if _model_keys(stored)[key] != _model_keys(config.model)[key]]
+    stored = RunConfig.from_dict(metadata["config"])
+    before, now = _fixed_keys(stored), _fixed_keys(config)
+    differing = [key for key in before if before[key] != now[key]]
     if differing:
         key = differing[0]
         raise UserError(
-            f"{directory}: made with model.{key} = {getattr(stored, key)}, the config says "
-            f"{getattr(config.model, key)}: give another --run-dir"
+            f"{directory}: made with {key} = {before[key]}, the config says {now[key]}: give another --run-dir"
+        )
+    if trained(stored, vocabulary) != trained(config, vocabulary):
+        raise UserError(
+            f"{directory}: other parameters were trained (train.trainable, loss.projection, loss.perceptual_weight): "
+            "give another --run-dir"
         )
 
 
-def _model_keys(config: ModelConfig) -> dict[str, Any]:
-    return {key: value for key, value in vars(config).items() if key not in _FREE_KEYS}
+def _fixed_keys(config: RunConfig) -> dict[str, Any]:
+    model = {f"model.{key}": value for key, value in vars(config.model).items() if key not in _FREE_KEYS}
+    return {**model, "train.ema_decay": config.train.ema_decay}

@@ -18,7 +18,7 @@ from aromni_jax import data, store
 from aromni_jax.config import RunConfig
 from aromni_jax.convert import open_source, read_params
 from aromni_jax.errors import UserError
-from aromni_jax.model import Params, flatten, nest
+from aromni_jax.model import Params, flatten, nest, trained
 from aromni_jax.parallel import (
     batch_sharding,
     check_shared,
@@ -33,7 +33,7 @@ from aromni_jax.training.monitor import Monitor
 from aromni_jax.training.optimizer import make_optimizer
 from aromni_jax.training.program import abstract_state, lower_step
 from aromni_jax.training.progress import Clock, Progress, Say, losses, start_report
-from aromni_jax.training.state import TrainState, make_state
+from aromni_jax.training.state import TrainState, beginning_with, make_state
 from aromni_jax.training.step import EvalStep, make_eval_step
 from aromni_jax.vocabulary import JointVocabulary
 
@@ -77,6 +77,7 @@ def train(
         manifest = data.read_manifest(config.data.path)
         vocabulary = manifest.vocabulary
         _check(config, vocabulary, mesh, codebook_kc)
+        parts = trained(config, vocabulary)
         batches = data.batches(
             config.data, config.loss, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
         )
@@ -88,17 +89,17 @@ def train(
 
     # State: described, then restored or made --------------------------------------------------------------
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    abstract = abstract_state(config, optimizer, mesh)
+    abstract = abstract_state(config, vocabulary, optimizer, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     run_directory.mkdir(parents=True, exist_ok=True)
     check_shared(run_directory)
     checkpoints = Checkpoints(run_directory, config.train.keep_checkpoints)
     restored = checkpoints.restore(abstract, config, vocabulary, say or print)
     if restored is None:
-        make = jax.jit(lambda key: make_state(config.model, optimizer, key), out_shardings=shardings)
+        make = jax.jit(lambda key: make_state(config, vocabulary, optimizer, key), out_shardings=shardings)
         state = make(jax.random.key(config.train.seed))
         if config.train.init_from:
-            state = dataclasses.replace(state, params=_weights(config, vocabulary, state.params, say or print))
+            state = beginning_with(state, _weights(config, vocabulary, state.params, say or print))
     else:
         state, saved = restored
         if saved.get("codecs", manifest.codecs) != manifest.codecs:
@@ -123,14 +124,14 @@ def train(
         store.write_json(run_directory / "config.json", config.to_dict())
     progress = Progress(config.train.steps, first, say)
     memory = step_program.memory_analysis()
-    progress.line(start_report(config, abstract, mesh, getattr(memory, "temp_size_in_bytes", None)))
+    progress.line(start_report(config, parts, abstract, mesh, getattr(memory, "temp_size_in_bytes", None)))
     progress.line(f"compiled the step in {clock.spent('compile'):.1f} s")
     if first:
         progress.line(f"resumed {run_directory} at step {first} of {config.train.steps}")
 
     # The loop: step n + 1 is dispatched before the metrics of step n are fetched -----------------------------
     log = MetricsLog(run_directory, first)
-    monitor = Monitor(config, log, progress, list(mesh.devices.flat), int(state.skipped))
+    monitor = Monitor(config, parts, log, progress, list(mesh.devices.flat), int(state.skipped))
     held_out: dict[str, float] = {}
     pending: tuple[int, Metrics] | None = None
     close = contextlib.closing  # whatever ends the loop, a save in the background is brought to its end
@@ -230,7 +231,7 @@ def _evaluate(
         config.data, answers, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
     )
     for batch in held_out:
-        metrics = eval_step(state.params, _to_devices(config, batch, rows), codebook)
+        metrics = eval_step(state.weights, _to_devices(config, batch, rows), codebook)
         total = metrics if total is None else total + metrics
     return summary(jax.device_get(total), config.loss.perceptual_weight)
 
@@ -242,7 +243,7 @@ def _weights(config: RunConfig, vocabulary: JointVocabulary, params: Params, say
         for line in source.warnings:
             say(f"note: {line}")
     fresh = sorted(store.leaf_names(params).keys() - store.leaf_names(loaded).keys())
-    say(f"weights of {source.path} ({source.layout})" + (f"; random: {', '.join(fresh)}" if fresh else ""))
+    say(f"weights of {source.path} ({source.layout})" + (f"; not there: {', '.join(fresh)}" if fresh else ""))
     if source.config.norm_order != config.model.norm_order:
         say(f"note: norms were {source.config.norm_order} there, are {config.model.norm_order} here")
     return nest({**flatten(params), **flatten(loaded)})

@@ -8,6 +8,7 @@ import numpy as np
 
 from aromni_jax.config import RunConfig
 from aromni_jax.errors import UserError
+from aromni_jax.model import Trained
 from aromni_jax.training.metrics import Metrics, MetricsLog, summary
 from aromni_jax.training.optimizer import learning_rate
 from aromni_jax.training.progress import Clock, Progress, model_flops_utilisation
@@ -21,9 +22,16 @@ class Monitor:
     """
 
     def __init__(
-        self, config: RunConfig, log: MetricsLog, progress: Progress, devices: list[jax.Device], skipped: int
+        self,
+        config: RunConfig,
+        parts: Trained,
+        log: MetricsLog,
+        progress: Progress,
+        devices: list[jax.Device],
+        skipped: int,
     ) -> None:
         self._config = config
+        self._parts = parts
         self._log = log
         self._progress = progress
         self._devices = devices
@@ -71,7 +79,7 @@ class Monitor:
             "goodput": self.clock.goodput(),
         }
         utilisation = model_flops_utilisation(
-            config, values["tokens_per_second"], len(self._devices), self._devices[0].device_kind
+            config, self._parts, values["tokens_per_second"], len(self._devices), self._devices[0].device_kind
         )
         if utilisation is not None:
             values["mfu_causal_bf16"] = utilisation

@@ -14,7 +14,7 @@ from aromni_jax.config import OptimizerConfig
 
 Tree = Any
 
-# Names of the parameter table. The perceptual projection is no part of the decoder and may be frozen.
+# Names of the parameter table. The perceptual projection is no part of the decoder.
 _NO_DECAY = re.compile(r"norm|bias|perceptual")
 _LAYER_MATRIX = re.compile(r"layers/(attention|ffn)/\w+$")
 
@@ -41,8 +41,7 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Clip by the global norm, rescale as the named optimiser does, decay weights (decoupled), apply the schedule.
 
-    Norms, biases and the perceptual projection do not decay. A frozen projection arrives here with zero gradients,
-    which leave it as it is under every optimiser.
+    Of what is trained (`model.trained`), norms, biases and the perceptual projection do not decay.
     """
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity()
     return optax.chain(
@@ -76,7 +75,7 @@ def _rescale(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _matrix_axes(name: str, leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
-    """In and out axes of a stacked layer matrix; None (Adam) for embeddings, the head, norms and the projection."""
+    """In and out axes of a stacked layer matrix; None (Adam) for embeddings, head, norms, projection and adapters."""
     if not _LAYER_MATRIX.match(name):
         return None
     last = leaf.ndim - 1

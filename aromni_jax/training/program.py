@@ -12,18 +12,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from aromni_jax.config import RunConfig
 from aromni_jax.data import Batch
-from aromni_jax.model import parameter_table
-from aromni_jax.parallel import batch_sharding, param_shardings
+from aromni_jax.parallel import batch_sharding
 from aromni_jax.training.state import TrainState, make_state, state_shardings
 from aromni_jax.training.step import make_train_step
 from aromni_jax.vocabulary import JointVocabulary
 
 
-def abstract_state(config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    config: RunConfig, vocabulary: JointVocabulary, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
     """The state as `jax.ShapeDtypeStruct` leaves, each with its sharding."""
-    shapes = jax.eval_shape(lambda key: make_state(config.model, optimizer, key), jax.random.key(0))
-    replicated = NamedSharding(mesh, PartitionSpec())
-    shardings = state_shardings(shapes, param_shardings(parameter_table(config.model), mesh), replicated)
+    shapes = jax.eval_shape(lambda key: make_state(config, vocabulary, optimizer, key), jax.random.key(0))
+    shardings = state_shardings(shapes, config, vocabulary, mesh)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
     )

@@ -12,7 +12,7 @@ import jax
 import tqdm
 
 from aromni_jax.config import RunConfig
-from aromni_jax.model import flops_per_token, parameter_counts
+from aromni_jax.model import Trained, flops_per_token, parameter_counts
 from aromni_jax.training.state import TrainState
 from aromni_jax.vocabulary import Modality
 
@@ -31,10 +31,13 @@ _PEAK_BF16 = {
 }
 
 
-def start_report(config: RunConfig, state: TrainState, mesh: jax.sharding.Mesh, step_memory: int | None) -> str:
+def start_report(
+    config: RunConfig, parts: Trained, state: TrainState, mesh: jax.sharding.Mesh, step_memory: int | None
+) -> str:
     """Parameters by group, memory, FLOPs per token: what a run is, before its first step.
 
     Args:
+      parts: what is trained.
       state: arrays or abstract arrays with shardings.
       step_memory: bytes of temporaries of the compiled step on one device, where the compiler tells.
     """
@@ -48,10 +51,12 @@ def start_report(config: RunConfig, state: TrainState, mesh: jax.sharding.Mesh, 
         memory += f" + step {step_memory / 2**20:.1f} MiB"
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     data = config.data
-    flops = flops_per_token(config.model, data.sequence_length)
+    flops = flops_per_token(config.model, data.sequence_length, trained=parts.table)
+    own = sum(math.prod(spec.shape) for spec in parts.table.values())
+    share = "" if own == counts["total"] else f"; trained {own:,}"
     return "\n".join(
         [
-            f"parameters  {counts['total']:,} ({groups})",
+            f"parameters  {counts['total']:,} ({groups}){share}",
             f"memory      {memory} on each device ({mesh.devices.flat[0].device_kind}, {shape})",
             f"batch       {data.batch_size} rows x {data.sequence_length} tokens, "
             f"{config.train.accumulate_steps} micro-batch(es)",
@@ -60,14 +65,17 @@ def start_report(config: RunConfig, state: TrainState, mesh: jax.sharding.Mesh, 
     )
 
 
-def model_flops_utilisation(config: RunConfig, tokens_per_second: float, devices: int, kind: str) -> float | None:
+def model_flops_utilisation(
+    config: RunConfig, parts: Trained, tokens_per_second: float, devices: int, kind: str
+) -> float | None:
     """Causal-aware MFU against the dense bf16 peak; None for a device whose peak is not known here.
 
     Convention: `model.flops_per_token` of a full row; padding counts as tokens; recomputation does not count.
     """
     for name, peak in _PEAK_BF16.items():
         if name in kind:
-            return flops_per_token(config.model, config.data.sequence_length) * tokens_per_second / (devices * peak)
+            flops = flops_per_token(config.model, config.data.sequence_length, trained=parts.table)
+            return flops * tokens_per_second / (devices * peak)
     return None
 
 

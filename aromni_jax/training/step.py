@@ -13,7 +13,7 @@ import optax
 from aromni_jax.config import RunConfig
 from aromni_jax.data import Batch
 from aromni_jax.losses import image_span_mask, next_token_denominator, perceptual, weighted_next_token
-from aromni_jax.model import Params, forward
+from aromni_jax.model import Params, flatten, forward, nest, trained
 from aromni_jax.parallel import shard
 from aromni_jax.training.metrics import Metrics, group_sums
 from aromni_jax.training.state import TrainState
@@ -70,12 +70,9 @@ class Objective:
         )
         total, image_loss = token.loss, jnp.zeros((), jnp.float32)
         if codebook_kc is not None:
-            projection = params["perceptual"]
-            if loss.projection == "frozen":
-                projection = jax.lax.stop_gradient(projection)
             image = perceptual(
                 hidden_bsd,
-                projection,
+                params["perceptual"],
                 codebook_kc,
                 batch.tokens,
                 images_bs,
@@ -109,6 +106,8 @@ def make_train_step(
 ) -> TrainStep:
     """(state, batch, codebook) -> (state, metrics): gradient, clip, update; to be jitted with the state donated.
 
+    Gradients and optimiser know only what is trained (`model.trained`); nothing else changes, not by a bit.
+
     With `accumulate_steps` the batch is cut into that many micro-batches. Each one's sums are divided by the totals of
     the whole batch, so the gradient is that of the whole batch; only normalise="micro_batch" averages the
     micro-batches' own means, as the reference does.
@@ -116,23 +115,27 @@ def make_train_step(
     A step whose loss or gradient is not finite leaves parameters and optimiser as they are and is counted; `step` goes
     on, so that the batch is not met again.
     """
-    objective = Objective(config, vocabulary)
-    gradient = jax.value_and_grad(objective, has_aux=True)
+    objective, parts = Objective(config, vocabulary), trained(config, vocabulary)
 
     def train_step(state: TrainState, batch: Batch, codebook_kc: jax.Array | None) -> tuple[TrainState, Metrics]:
+        old = parts.take(state.params)
+        gradient = jax.value_and_grad(lambda own, *rest: objective(parts.put(state.params, own), *rest), has_aux=True)
         if config.train.accumulate_steps == 1:
             images_bs = objective.images(batch)
             denominators = objective.denominators(batch, images_bs)
-            (loss, metrics), grads = gradient(state.params, batch, images_bs, denominators, codebook_kc)
+            (loss, metrics), grads = gradient(old, batch, images_bs, denominators, codebook_kc)
         else:
-            (loss, metrics), grads = _accumulate(objective, gradient, state.params, batch, codebook_kc)
+            (loss, metrics), grads = _accumulate(objective, gradient, old, batch, codebook_kc)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(grads, state.opt_state, old)
+        params = parts.put(state.params, optax.apply_updates(old, updates))
+        average = _moved(state, params, config.train.ema_decay)
         # `where` on every leaf: fused with the update itself, and no branch that would keep both copies alive.
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        params, opt_state, average = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, average),
+            (state.params, state.opt_state, state.average),
         )
         metrics = dataclasses.replace(metrics, grad_norm=norm)
         metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0.0), metrics)
@@ -143,7 +146,7 @@ def make_train_step(
             skipped=1.0 - finite.astype(jnp.float32),
         )
         skipped = state.skipped + jnp.logical_not(finite).astype(jnp.int32)
-        return TrainState(state.step + 1, params, opt_state, skipped), metrics
+        return TrainState(state.step + 1, params, opt_state, skipped, average), metrics
 
     return train_step
 
@@ -159,10 +162,18 @@ def make_eval_step(config: RunConfig, vocabulary: JointVocabulary) -> EvalStep:
     return eval_step
 
 
+def _moved(state: TrainState, params: Params, most: float) -> Params:
+    """The average after one more update; what has not changed stays as it is, to the bit."""
+    updates = (state.step - state.skipped).astype(jnp.float32)
+    decay = jnp.minimum(most, (1 + updates) / (10 + updates))
+    new = flatten(params)
+    return nest({path: old + (1 - decay) * (new[path] - old) for path, old in flatten(state.average).items()})
+
+
 def _accumulate(
-    objective: Objective, gradient: Callable, params: Params, batch: Batch, codebook_kc: jax.Array | None
+    objective: Objective, gradient: Callable, own: Params, batch: Batch, codebook_kc: jax.Array | None
 ) -> tuple[tuple[jax.Array, Metrics], Params]:
-    """Sum of the micro-batches' gradients (float32), losses and metrics, by `lax.scan`."""
+    """Sum of the micro-batches' gradients (float32) of what is trained, losses and metrics, by `lax.scan`."""
     count = objective.config.train.accumulate_steps
     by_micro_batch = objective.config.loss.normalise == "micro_batch"
     totals = objective.denominators(batch, objective.images(batch))
@@ -172,11 +183,11 @@ def _accumulate(
         denominators = totals
         if by_micro_batch:
             denominators = jax.tree.map(lambda own: own * count, objective.denominators(rows, images_bs))
-        new = gradient(params, rows, images_bs, denominators, codebook_kc)
+        new = gradient(own, rows, images_bs, denominators, codebook_kc)
         return jax.tree.map(lambda total, part: total + part.astype(total.dtype), carry, new), None
 
     micro_batches = jax.tree.map(lambda x_bs: _split_rows(x_bs, count), batch)
-    shapes = jax.eval_shape(gradient, params, batch, batch.tokens > 0, totals, codebook_kc)
+    shapes = jax.eval_shape(gradient, own, batch, batch.tokens > 0, totals, codebook_kc)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
     result, _ = jax.lax.scan(step, zeros, micro_batches)
     return result

@@ -11,7 +11,7 @@ from aromni_jax.cli.main import main
 from aromni_jax.compile import Target, Trial, compile_training, search, training_markdown
 from aromni_jax.compile.chips import Chip
 from aromni_jax.compile.training import fsdp_minimum, policy_flops
-from aromni_jax.config import MeshConfig, ModelConfig
+from aromni_jax.config import LoraConfig, MeshConfig, ModelConfig
 from aromni_jax.errors import UserError
 from aromni_jax.model import flops_per_token, parameter_counts
 from aromni_jax.vocabulary import JointVocabulary
@@ -39,6 +39,13 @@ def test_a_step():
     assert "| cpu:2x4, fsdp=8 | 2 x 16, full |" in text and "| yes |" in text
     json.dumps(row)
     assert not compile_training(on_cpus(1e4), CONFIG, V, Trial(2, "full", MeshConfig()), length=16)["fits"]
+    adapted = dataclasses.replace(CONFIG, lora=LoraConfig(rank=1))
+    lora = compile_training(on_cpus(), adapted, V, Trial(2, "full", MeshConfig()), length=16)
+    assert lora["arguments"] < 0.6 * row["arguments"]  # one copy of what is not trained
+    counts = parameter_counts(adapted)
+    passes = 2 * counts["total"] - counts["embedder"] + counts["adapters"] + counts["perceptual"]
+    assert lora["fsdp_minimum"] == 4 * passes * 7 / 8 and lora["flops"]["model"] < row["flops"]["model"]
+    assert ", full, LoRA 1 |" in training_markdown([lora])
 
 
 def test_a_program_that_the_compiler_refuses():

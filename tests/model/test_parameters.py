@@ -1,5 +1,6 @@
 """The parameter table and everything derived from it."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 from small_models import SMALL, change
 
-from aromni_jax.config import ModelConfig
+from aromni_jax.config import LoraConfig, ModelConfig
 from aromni_jax.errors import UserError
 from aromni_jax.model import (
     Decoder,
@@ -130,3 +131,30 @@ def test_check_params_names_the_parameter(spoil, message):
     spoil(flat)
     with pytest.raises(UserError, match=f"model.npz.*{message}"):
         check_params(nest(flat), SMALL, "model.npz")
+
+
+def test_adapters_are_rows_of_the_table():
+    config = dataclasses.replace(SMALL, lora=LoraConfig(rank=3, matrices=("query", "out", "down")))
+    base, table = parameter_table(SMALL), parameter_table(config)
+    added = {path: table[path] for path in table.keys() - base.keys()}
+    assert len(added) == 6 and {path: table[path] for path in base} == base
+    for path in ("layers/attention/query", "layers/attention/out", "layers/ffn/down"):
+        a, b = added[f"{path}_lora/a"], added[f"{path}_lora/b"]
+        inputs = 1 + base[path].external.inputs
+        assert a.shape == (*base[path].shape[:inputs], 3) and a.axes == (*base[path].axes[:inputs], "rank")
+        assert b.shape[1:] == (3, *base[path].shape[inputs:]) and b.init == "zeros"
+    counts = parameter_counts(config)
+    assert counts["adapters"] == counts["total"] - parameter_counts(SMALL)["total"]
+
+
+def test_flops_of_training_a_part():
+    config = dataclasses.replace(SMALL, lora=LoraConfig(rank=3))
+    table, weights = parameter_table(config), parameter_counts(config)
+    forward = flops_per_token(config, 16, training=False)
+    assert flops_per_token(config, 16, trained=table) == flops_per_token(config, 16) == 3 * forward
+    adapters = {path: spec for path, spec in table.items() if "_lora" in path}
+    base = weights["attention"] + weights["ffn"] + weights["head"]
+    assert flops_per_token(config, 16, trained=adapters) == 3 * forward - 2 * base
+    # The output head alone: no gradient is passed on.
+    head = {"head/kernel": table["head/kernel"]}
+    assert flops_per_token(config, 16, trained=head) == forward + 2 * weights["head"]

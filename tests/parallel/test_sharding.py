@@ -92,6 +92,8 @@ def _single():
         (MeshConfig(), {}),
         (MeshConfig(replica=2, fsdp=2, tensor=2), {"attention": "blocked", "logits_tile": 40}),
         (MeshConfig(fsdp=2, context=2, tensor=2), {"remat": "full"}),
+        (MeshConfig(fsdp=1, replica=2, tensor=4), {}),
+        (MeshConfig(fsdp=1, replica=2, context=4), {"scan_layers": False}),
     ],
 )
 def test_sharded_equals_single_device(mesh, fields):

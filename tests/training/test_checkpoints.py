@@ -12,9 +12,8 @@ import pytest
 from aromni_jax import store
 from aromni_jax.config import MeshConfig
 from aromni_jax.errors import UserError
-from aromni_jax.model import parameter_table
-from aromni_jax.parallel import make_mesh, param_shardings
-from aromni_jax.training import TrainState, make_optimizer, make_state, state_shardings
+from aromni_jax.parallel import make_mesh
+from aromni_jax.training import TrainState, abstract_state, make_optimizer
 from aromni_jax.training.checkpoints import Checkpoints
 from aromni_jax.vocabulary import JointVocabulary
 from tests.full_disk import full_disk
@@ -26,10 +25,7 @@ OPTIMIZER = make_optimizer(RUN.optimizer, RUN.train.steps)
 
 def abstract(mesh):
     """Shapes and shardings of the state on a mesh."""
-    shapes = jax.eval_shape(lambda: make_state(RUN.model, OPTIMIZER, jax.random.key(0)))
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    shardings = state_shardings(shapes, param_shardings(parameter_table(RUN.model), mesh), replicated)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    return abstract_state(RUN, small_run.VOCABULARY, OPTIMIZER, mesh)
 
 
 def random_state(mesh, step):

@@ -19,7 +19,7 @@ from aromni_jax import store
 from aromni_jax.config import MeshConfig
 from aromni_jax.convert import convert, open_source, save_model
 from aromni_jax.errors import UserError
-from aromni_jax.model import flatten, init_params
+from aromni_jax.model import flatten, init_params, trained
 from aromni_jax.training import Metrics, read_log, train
 from aromni_jax.training.metrics import MetricsLog
 from aromni_jax.training.monitor import Monitor
@@ -132,7 +132,9 @@ def test_too_many_steps_that_are_not_finite_end_the_run(run, tmp_path):
     bad = Metrics(**{name: np.float32(name in ("steps", "skipped")) for name in names})
     run = small_run.changed(run, train__max_skipped_steps=2, train__log_every=100)
     progress = Progress(run.train.steps, 0, say=lambda line: None)
-    monitor = Monitor(run, MetricsLog(tmp_path, 0), progress, jax.devices(), skipped=1)
+    monitor = Monitor(
+        run, trained(run, small_run.VOCABULARY), MetricsLog(tmp_path, 0), progress, jax.devices(), skipped=1
+    )
     monitor.observe(1, bad)
     with pytest.raises(UserError, match=r"3 steps had a loss or gradient that is not finite .*max_skipped_steps is 2"):
         monitor.observe(2, bad)
@@ -223,7 +225,7 @@ def test_a_run_begins_with_the_weights_of_another_model(run, tmp_path):
         np.testing.assert_array_equal(found[path], array.astype(jnp.bfloat16).astype(jnp.float32), err_msg=path)
         assert found[path].sharding.mesh.size == 8
     text = "\n".join(lines)
-    assert "weights of" in text and "random: perceptual/bias, perceptual/kernel" in text
+    assert "weights of" in text and "not there: perceptual/bias, perceptual/kernel" in text
     assert "norms were pre there, are swin here" in text
     # Going on is from the run's own checkpoint: what it began with may be gone.
     shutil.rmtree(tmp_path / "hf")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from aromni_jax.config import MeshConfig
-from aromni_jax.model import flatten, parameter_table
-from aromni_jax.parallel import batch_sharding, make_mesh, param_shardings
-from aromni_jax.training import make_eval_step, make_optimizer, make_state, make_train_step, state_shardings
+from aromni_jax.model import flatten
+from aromni_jax.parallel import batch_sharding, make_mesh
+from aromni_jax.training import abstract_state, make_eval_step, make_optimizer, make_state, make_train_step
 from aromni_jax.training.metrics import summary
 from tests.training import small_run
 
@@ -39,7 +39,7 @@ class Runner:
 
     def start(self):
         with jax.set_mesh(self.mesh):
-            make = jax.jit(lambda key: make_state(self.run.model, self.optimizer, key))
+            make = jax.jit(lambda key: make_state(self.run, small_run.VOCABULARY, self.optimizer, key))
             return small_run.placed(self.mesh, make(jax.random.key(self.run.train.seed)))
 
     def steps(self, count, state=None, change=lambda batch: batch):
@@ -111,7 +111,7 @@ def test_rematerialisation_is_really_on(run):
     products = {}
     for remat in ("none", "dots", "qkv", "full"):
         runner = Runner(small_run.changed(run, model__remat=remat))
-        state = jax.eval_shape(lambda runner=runner: make_state(run.model, runner.optimizer, jax.random.key(0)))
+        state = abstract_state(run, small_run.VOCABULARY, runner.optimizer, runner.mesh)
         with jax.set_mesh(runner.mesh):
             program = runner.step.lower(state, small_run.batch(run), small_run.CODEBOOK).as_text()
         products[remat] = program.count("dot_general")
@@ -120,10 +120,9 @@ def test_rematerialisation_is_really_on(run):
 
 def test_eight_devices_equal_one(run, reference):
     runner = Runner(run, make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2)))
-    shapes = jax.eval_shape(lambda: make_state(run.model, runner.optimizer, jax.random.key(0)))
-    replicated = jax.sharding.NamedSharding(runner.mesh, jax.sharding.PartitionSpec())
-    shardings = state_shardings(shapes, param_shardings(parameter_table(run.model), runner.mesh), replicated)
-    state, metrics = runner.steps(2, state=jax.device_put(runner.start(), shardings))
+    abstract = abstract_state(run, small_run.VOCABULARY, runner.optimizer, runner.mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state, metrics = runner.steps(2, state=jax.device_put(runner.start(), placed))
     kernel = state.params["layers"]["ffn"]["gate"]
     moment = next(leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape)
     assert len(kernel.addressable_shards) == 8 and kernel.addressable_shards[0].data.size < kernel.size
