@@ -97,7 +97,7 @@ def test_norm_order(monkeypatch, order, expected):
     mix = jnp.array([[0.1, 0.2, 0, 0], [0, 0.1, 0.2, 0], [0, 0, 0.1, 0.2], [0.2, 0, 0, 0.1]])
     monkeypatch.setattr(block_module, "_attention", lambda layer, config, x_bsd, *rest: x_bsd @ mix.T)
     monkeypatch.setattr(
-        block_module, "_swiglu", lambda layer, x_bsd, shard: x_bsd @ jnp.diag(jnp.array([0.5, -0.5, 1, 2]))
+        block_module, "_swiglu", lambda layer, config, x_bsd, shard: x_bsd @ jnp.diag(jnp.array([0.5, -0.5, 1, 2]))
     )
     config = ModelConfig(
         vocab_size=4, dim=4, layers=1, heads=1, kv_heads=1, head_dim=4, ffn_dim=4, norm_order=order, norm_eps=1e-5
