@@ -188,6 +188,8 @@ class TrainConfig:
       init_from: model of any format whose weights a new run begins with; "" = random ones.
       max_skipped_steps: the run stops after so many non-finite steps in total.
       keep_checkpoints: newest checkpoints kept.
+      sample_every: how often the model answers fixed held-out prompts, into TensorBoard and `samples/`; 0 = never.
+      wandb: project of Weights & Biases that gets the metrics and samples, too; "" = none.
     """
 
     steps: int = 1000
@@ -199,10 +201,13 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     max_skipped_steps: int = 20
+    sample_every: int = 0
+    wandb: str = ""
 
     def __post_init__(self) -> None:
         rhythm = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
         _require_positive(self, "train", "steps", "accumulate_steps", *rhythm)
+        _require(self.sample_every >= 0, "train.sample_every", f"is {self.sample_every}; use 0 for never")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from aromni_jax.config import RunConfig
 from aromni_jax.errors import UserError
 from aromni_jax.training.metrics import Metrics, MetricsLog, summary
 from aromni_jax.training.optimizer import learning_rate
-from aromni_jax.training.progress import Clock, Progress, model_flops_utilisation
+from aromni_jax.training.progress import MFU, Clock, Progress, model_flops_utilisation
 
 
 class Monitor:
@@ -69,13 +69,23 @@ class Monitor:
             "seconds_per_step": seconds / steps,
             "data_wait_seconds": self.clock.waited,
             "goodput": self.clock.goodput(),
+            "window_seconds": self.clock.wall(),
         }
+        values |= self._spent()
         utilisation = model_flops_utilisation(
             config, values["tokens_per_second"], len(self._devices), self._devices[0].device_kind
         )
         if utilisation is not None:
-            values["mfu_causal_bf16"] = utilisation
+            values[MFU] = utilisation
         self._log.write(done, "train", values)
         self._progress.show(done, values)
         self._window = None
         self.clock.restart()
+
+    def write_rest(self, done: int) -> None:
+        """Log what the run spent after its last window (the last evaluation, checkpoint, samples), if anything."""
+        if self.clock.phases:
+            self._log.write(done, "end", {"window_seconds": self.clock.wall(), **self._spent()})
+
+    def _spent(self) -> dict[str, float]:
+        return {f"{name}_seconds": seconds for name, seconds in self.clock.phases.items()}
