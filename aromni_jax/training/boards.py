@@ -48,7 +48,8 @@ class TensorBoard:
     """Event files in a folder."""
 
     def __init__(self, folder: pathlib.Path, resume_step: int) -> None:
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
+        # The suffix, since names otherwise tell only second and host, and a second file of that name begins anew.
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, filename_suffix=f".{resume_step}")
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

@@ -35,9 +35,8 @@ class Profile:
         first, last = window
         self._steps = range(max(first, steps_left.start), min(last + 1, steps_left.stop))
         if not self._steps:
-            progress.line(
-                f"note: no profile: steps {first}:{last} are none of {steps_left.start}:{steps_left.stop - 1}"
-            )
+            left = f"{steps_left.start}:{steps_left.stop - 1}"
+            progress.line(f"note: no profile: steps {first}:{last} are none of the steps to come, {left}")
         if jax.process_index() != 0:
             self._steps = range(0)
 
