@@ -27,7 +27,7 @@ SHOWN = {
 
 def raw_events(folder):
     """Every event of the files in a TensorBoard folder, in order."""
-    for file in sorted(folder.glob("events*"), key=lambda path: int(path.suffix[1:])):
+    for file in sorted(folder.glob("events*")):
         content, at = file.read_bytes(), 0
         while at < len(content):
             (size,) = struct.unpack_from("<Q", content, at)
