@@ -220,6 +220,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}.",
         "![host memory by number of records](feeding.png)",
     ]
+    if others is not None:
+        lines.insert(-1, f"Meanwhile other programs used {others:.1%} of the CPU.")
     if others is not None and others > BUSY:
         lines += ["", f"**Other programs used {others:.0%} of the CPU: these figures are not to be quoted.**"]
     return "\n".join(lines) + "\n"

@@ -146,14 +146,13 @@ def markdown(result: dict[str, Any]) -> str:
                 cells.append(f"{rate['median'] * point['mflop_per_token'] / 1e3:.1f}")
             lines.append(f"| {' | '.join(cells)} |")
         machine, others = part["hardware"], part["hardware"]["cpu_share_of_others"]
-        told = ", ".join(f"{name} {version}" for name, version in part["versions"].items())
-        lines += [
-            "",
-            f"Median (lowest..highest) of {part['repeats']}; {machine['processor']}, {machine['cores']} cores;",
-        ]
-        lines += [f"{part['date']}; {told}.", ""]
-        if others is not None and others > BUSY:
-            lines += [f"**Other programs used {others:.0%} of the CPU: these figures are not to be quoted.**", ""]
+        told = ", ".join(f"{name} {version}" for name, version in sorted(part["versions"].items()))
+        lines += ["", f"Median (lowest..highest) of {part['repeats']};"]
+        lines += [f"{machine['processor']}, {machine['cores']} cores; {part['date']};", f"{told}."]
+        if others is not None:
+            busy = " **The machine was busy: these figures are not to be quoted.**" if others > BUSY else ""
+            lines.append(f"Meanwhile other programs used {others:.1%} of the CPU.{busy}")
+        lines.append("")
     return "\n".join([*lines, "![tokens per second](growth.png)", ""])
 
 

@@ -38,7 +38,8 @@ def draw(path: pathlib.Path, panels: Sequence[Panel], caption: str) -> None:
             xs, ys, low, high = zip(*points, strict=True)
             spread = [[y - a for y, a in zip(ys, low, strict=True)], [b - y for y, b in zip(ys, high, strict=True)]]
             axis.errorbar(xs, ys, yerr=spread, marker="o", markersize=4, capsize=3, label=name)
-        axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, xscale="log", ylim=(0, None))
+        axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, xscale="log")
+        axis.set_ylim(0, 1.1 * max(point[3] for points in panel.lines.values() for point in points))
         places = sorted({point[0] for points in panel.lines.values() for point in points})
         axis.set_xticks(places, [f"{place:,.0f}" for place in places])
         axis.xaxis.set_minor_locator(NullLocator())
