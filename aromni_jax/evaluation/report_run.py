@@ -31,12 +31,12 @@ _PHASES = {  # of a log line and of a start, in the order of the bar
 }
 
 
-def facts(starts: Lines, config: Mapping[str, Any], log: Path) -> dict[str, Any]:
+def facts(history: Lines, config: Mapping[str, Any], log: Path) -> dict[str, Any]:
     """What `metrics.json` would say of a run that has none: recipe, model, machine and versions of its last start."""
     found: dict[str, Any] = {"recipe": dict(config)} if config else {}
     if log.exists():
         found["created"] = datetime.fromtimestamp(log.stat().st_mtime, UTC).isoformat()
-    if starts:
+    if starts := _starts(history):
         last = starts[-1]
         counts = dict(last.get("parameters") or {})
         total = counts.pop("total", None)
@@ -52,7 +52,7 @@ def facts(starts: Lines, config: Mapping[str, Any], log: Path) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run: when, from which step, the step that an earlier one had reached, what it took."""
+    """One start of a run: when, from which step, steps made again, what it took, and how it ended, if it says."""
 
     time: str
     step: int
@@ -60,6 +60,7 @@ class Start:
     lost: str
     seconds: str
     devices: str
+    ended: str
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ class Course:
     starts: list[Start]
 
 
-def course(lines: Lines, starts: Lines, config: Mapping[str, Any]) -> Course:
-    """From the log, the starts and the config; each may be empty."""
+def course(lines: Lines, history: Lines, config: Mapping[str, Any]) -> Course:
+    """From the log, starts and ends, and the config; each may be empty."""
     steps = [step for line in lines if (step := figures.finite(line.get("step"))) is not None]
     skipped = [n for line in lines if (n := figures.finite(line.get("skipped_steps"))) is not None]
     planned = figures.finite((config.get("train") or {}).get("steps"))
-    seconds = _seconds(lines, starts)
+    seconds = _seconds(lines, history)
     bar, parts = figures.parts_of({_PHASES.get(k, k): v for k, v in seconds.items()}, figures.duration)
     total = sum(seconds.values())
     kept = seconds.get("steps", 0.0) + seconds.get("data_wait", 0.0)
@@ -100,11 +101,26 @@ def course(lines: Lines, starts: Lines, config: Mapping[str, Any]) -> Course:
         bar=bar,
         parts=parts,
         skipped=int(max(skipped, default=0)),
-        starts=[_start(line) for line in starts],
+        starts=[_start(line, ended) for line, ended in zip(_starts(history), _ends(history), strict=True)],
     )
 
 
-def _seconds(lines: Lines, starts: Lines) -> dict[str, float]:
+def _starts(history: Lines) -> list[Mapping[str, Any]]:
+    return [line for line in history if line.get("kind") == "start"]
+
+
+def _ends(history: Lines) -> list[str]:
+    """Of every start, in words; "" where it has not ended, or was killed."""
+    ends: list[str] = []
+    for line in history:
+        if line.get("kind") == "start":
+            ends.append("")
+        elif ends:
+            ends[-1] = f"{line.get('stopped_by') or 'finished'}, at step {line.get('step')}"
+    return ends
+
+
+def _seconds(lines: Lines, history: Lines) -> dict[str, float]:
     """All time that the run has noted, by phase; {} for a log without times."""
     spent = dict.fromkeys(_PHASES, 0.0)
     for line in lines:
@@ -119,19 +135,18 @@ def _seconds(lines: Lines, starts: Lines) -> dict[str, float]:
         waited = figures.finite(line.get("data_wait_seconds")) or 0.0
         for name, value in phases.items():
             spent[name] += value
-        if line.get("kind") == "train":
-            spent["data_wait"] += waited
-            spent["steps"] += max(window - sum(phases.values()) - waited, 0.0)
+        spent["data_wait"] += waited
+        spent["steps"] += max(window - sum(phases.values()) - waited, 0.0)
     if not any(spent.values()):
         return {}
-    for start in starts:
-        for name, value in (start.get("seconds") or {}).items():
+    for line in history:
+        for name, value in (line.get("seconds") or {}).items():
             spent[name] = spent.get(name, 0.0) + (figures.finite(value) or 0.0)
-        spent["lost"] += figures.finite(start.get("lost_seconds")) or 0.0
+        spent["lost"] += figures.finite(line.get("lost_seconds")) or 0.0
     return {name: value for name, value in spent.items() if value > 0}
 
 
-def _start(line: Mapping[str, Any]) -> Start:
+def _start(line: Mapping[str, Any], ended: str) -> Start:
     step, reached = (int(figures.finite(line.get(key)) or 0) for key in ("step", "reached_before"))
     lost = figures.finite(line.get("lost_seconds")) or 0.0
     took = sum(figures.finite(value) or 0.0 for value in (line.get("seconds") or {}).values())
@@ -142,6 +157,7 @@ def _start(line: Mapping[str, Any]) -> Start:
         lost=figures.duration(lost) if lost else "",
         seconds=figures.duration(took),
         devices=str((line.get("hardware") or {}).get("devices", "")),
+        ended=ended,
     )
 
 

@@ -1,4 +1,4 @@
-"""`starts.jsonl` in the run folder: a line for every start of the run. What the log forgets on resuming stays here."""
+"""`history.jsonl` in the run folder: every start and end of the run. What the log forgets on resuming stays here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from aromni_jax.config import RunConfig
 from aromni_jax.model import flops_per_token, parameter_counts
 from aromni_jax.vocabulary import JointVocabulary
 
-FILE = "starts.jsonl"
+FILE = "history.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -46,7 +46,8 @@ def note_start(
         return
     device = mesh.devices.flat[0]
     line = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kind": "start",
+        "time": _now(),
         "step": first,
         "reached_before": max((int(line["step"]) for line in dropped), default=first),
         "lost_seconds": round(sum(float(line.get("window_seconds") or 0) for line in dropped), 3),
@@ -67,7 +68,30 @@ def note_start(
         "parameters": parameter_counts(config.model),
         "flops_per_token": flops_per_token(config.model, config.data.sequence_length),
     }
-    file = run_directory / FILE
+    _append(run_directory / FILE, line)
+
+
+def note_end(run_directory: pathlib.Path, step: int, stopped_by: str | None, seconds: Mapping[str, float]) -> None:
+    """Append the line of an end; a run that was killed has none. Of several processes, the first one does.
+
+    Args:
+      stopped_by: name of the signal; None = the run is finished.
+      seconds: what came after the last line of the log (evaluation, checkpoint, samples), by phase.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if jax.process_index() == 0:
+        spent = {name: round(value, 3) for name, value in seconds.items()}
+        line = {"kind": "end", "time": _now(), "step": step, "stopped_by": stopped_by, "seconds": spent}
+        _append(run_directory / FILE, line)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _append(file: pathlib.Path, line: Mapping[str, Any]) -> None:
     try:
         with open(file, "ab", buffering=0) as out:
             out.write(json.dumps(line).encode() + b"\n")

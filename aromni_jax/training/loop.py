@@ -29,7 +29,7 @@ from aromni_jax.parallel import (
 from aromni_jax.signals import NotedSignals
 from aromni_jax.training.boards import open_boards
 from aromni_jax.training.checkpoints import Checkpoints
-from aromni_jax.training.history import note_start
+from aromni_jax.training.history import note_end, note_start
 from aromni_jax.training.metrics import Metrics, MetricsLog, summary
 from aromni_jax.training.monitor import Monitor
 from aromni_jax.training.optimizer import make_optimizer
@@ -72,7 +72,7 @@ def train(
     SIGTERM and Ctrl-C save a checkpoint and end the run.
 
     Args:
-      run_directory: gets `config.json`, `starts.jsonl`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+      run_directory: gets `config.json`, `history.jsonl`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       codebook_kc: float [codes, width], the image codec's codebook, for the perceptual loss.
       sampler: asked for samples every `train.sample_every` steps and at the end; None = no samples.
       profile: first and last step to trace into `profile/`.
@@ -190,8 +190,9 @@ def train(
                     take_samples(sampler, state.params, done, log, progress)
                 sampled = True
         monitor.write(int(state.step))
-        monitor.write_rest(int(state.step))
     stopped_by = stop.name if int(state.step) < config.train.steps else None
+    if first < int(state.step):
+        note_end(run_directory, int(state.step), stopped_by, monitor.clock.phases)
     if stopped_by is not None:
         (say or print)(f"stopped by {stopped_by}, saved step {int(state.step)}: the same command goes on from there")
     return Result(state, stopped_by, held_out)

@@ -71,7 +71,7 @@ class Monitor:
             "goodput": self.clock.goodput(),
             "window_seconds": self.clock.wall(),
         }
-        values |= self._spent()
+        values |= {f"{name}_seconds": spent for name, spent in self.clock.phases.items()}
         utilisation = model_flops_utilisation(
             config, values["tokens_per_second"], len(self._devices), self._devices[0].device_kind
         )
@@ -81,11 +81,3 @@ class Monitor:
         self._progress.show(done, values)
         self._window = None
         self.clock.restart()
-
-    def write_rest(self, done: int) -> None:
-        """Log what the run spent after its last window (the last evaluation, checkpoint, samples), if anything."""
-        if self.clock.phases:
-            self._log.write(done, "end", {"window_seconds": self.clock.wall(), **self._spent()})
-
-    def _spent(self) -> dict[str, float]:
-        return {f"{name}_seconds": seconds for name, seconds in self.clock.phases.items()}

@@ -112,14 +112,15 @@ def write_fake_training(folder: Path, steps: tuple[int, ...] = (10, 20, 30), see
         lines += [{"kind": "train", "step": step, **values, **clocks, **more}, {"kind": "eval", "step": step, **values}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     start = {
-        "time": "2026-11-20T10:00:00+00:00", "step": 0, "reached_before": 0, "lost_seconds": 0,
+        "kind": "start", "time": "2026-11-20T10:00:00+00:00", "step": 0, "reached_before": 0, "lost_seconds": 0,
         "seconds": {"prepare": 2.0, "compile": 8.0}, "vocabulary": VOCABULARY.to_dict(),
         "hardware": {"devices": "256 x TPU v5 lite", "mesh": {"fsdp": 256}, "processes": 64},
         "versions": {"aromni_jax": "0.1.0", "jax": "0.10.2"},
         "parameters": {"attention": 410_880, "head": 115_200, "total": 526_080}, "flops_per_token": 3.2e6,
     }  # fmt: skip
     again = {**start, "time": "2026-11-20T11:00:00+00:00", "step": 20, "reached_before": 27, "lost_seconds": 14.0}
-    (folder / "starts.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(again) + "\n")
+    end = {"kind": "end", "step": 20, "stopped_by": "SIGTERM", "seconds": {"checkpoint": 6.0}}
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (start, end, again)))
     for step in steps:
         at = folder / "samples" / f"{step:07d}"
         at.mkdir(parents=True)

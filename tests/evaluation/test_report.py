@@ -201,7 +201,7 @@ def test_a_folder_that_is_no_run_is_named(tmp_path):
         ("metrics.jsonl", "3\n", "metrics.jsonl, line 1: expected one JSON object"),
         ("ablations.json", "[]", "ablations.json: expected one JSON object"),
         ("config.json", "{", "config.json, line 1: not JSON"),
-        ("starts.jsonl", "3\n", "starts.jsonl, line 1: expected one JSON object"),
+        ("history.jsonl", "3\n", "history.jsonl, line 1: expected one JSON object"),
     ],
 )
 def test_broken_file_is_named(minimal_run, name, content, message):

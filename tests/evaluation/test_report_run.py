@@ -33,12 +33,12 @@ def test_a_run_in_progress_shows_where_it_is_and_what_it_has_cost(training, caps
     text = words((training / "report.html").read_text())
     assert "training steps 40 of 60: not finished" in text and "At step 40 of 60 when this page was written" in text
     assert "held-out loss 1.5" in text and "restarts 1" in text and "skipped steps 2" in text and "MFU 41.0 %" in text
-    # 4 windows of 20 s, of which 5 s went into evaluation and samples; two starts of 10 s; 14 s made again.
-    assert "1 min 54 s, 52.6 % of it in steps" in text and "goodput 52.6 %" in text
+    # 4 windows of 20 s, of which 5 s were evaluation and samples; two starts of 10 s; 14 s made again; 6 s of saving.
+    assert "2 min 00 s, 50.0 % of it in steps" in text and "goodput 50.0 %" in text
     for part in ("training steps 56.0 s", "waiting for data 4.0 s", "evaluation 12.0 s", "compiling the step 16.0 s"):
         assert part in text
     assert "steps made again after a restart 14.0 s" in text
-    assert "2026-11-20 11:00:00 UTC 20 7 14.0 s 10.0 s 256 x TPU v5 lite" in text
+    assert "2026-11-20 11:00:00 UTC 20 7 14.0 s 10.0 s 256 x TPU v5 lite" in text and "SIGTERM, at step 20" in text
     assert "Held-out scores" not in text and "make demo" not in text and "aromni train" in text
 
 
@@ -67,7 +67,7 @@ def test_machine_versions_and_recipe_are_those_of_the_last_start(training):
 def test_an_interrupted_log_a_half_sample_folder_and_no_starts(training):
     log = (training / "metrics.jsonl").read_text()
     (training / "metrics.jsonl").write_text(log + '{"step": 50, "ki')
-    (training / "starts.jsonl").unlink()
+    (training / "history.jsonl").unlink()
     (training / "samples" / "0000040").mkdir()
     text = words(report.write_report(training).read_text())
     assert "training steps 40" in text and "step 40 " not in text.split("Samples over time")[2].split("Course")[0]

@@ -103,8 +103,8 @@ def test_every_log_line_says_where_the_time_went(watched):
         assert line["goodput"] == pytest.approx(1 - phases / line["window_seconds"], abs=0.01)
         assert 0 <= line["data_wait_seconds"] <= line["window_seconds"]
     assert all(log[1][f"{name}_seconds"] > 0 for name in ("profile", "first_samples", "eval", "checkpoint"))
-    end = read_log(folder / "metrics.jsonl")[-1]
-    assert end["kind"] == "end" and end["checkpoint_seconds"] > 0  # what comes after the last line is not lost
+    end = json.loads((folder / "history.jsonl").read_text().splitlines()[-1])
+    assert end["kind"] == "end" and end["seconds"]["checkpoint"] > 0  # what comes after the last line is not lost
     assert any("data wait" in line and "goodput" in line for line in lines if line.startswith("step 2/"))
 
 
@@ -148,7 +148,8 @@ def test_starts_tell_machine_versions_and_what_a_restart_cost(data_path, tmp_pat
         train(run, tmp_path, codebook_kc=small_run.CODEBOOK, say=die)
     train(run, tmp_path, codebook_kc=small_run.CODEBOOK, say=lambda line: None)
     train(run, tmp_path, codebook_kc=small_run.CODEBOOK, say=lambda line: None)  # finished: this is no start
-    first, second = (json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines())
+    first, second, end = (json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines())
+    assert (end["kind"], end["step"], end["stopped_by"]) == ("end", 6, None)
     assert (first["step"], first["reached_before"], first["lost_seconds"]) == (0, 0, 0)
     assert (second["step"], second["reached_before"]) == (3, 5) and second["lost_seconds"] > 0
     assert first["hardware"]["devices"] == "8 x cpu" and first["hardware"]["mesh"] == {"fsdp": 8}
