@@ -70,7 +70,7 @@ def sampler(config: RunConfig, run_directory: pathlib.Path) -> Sampler | None:
 
     from aromni_jax.evaluation.progress_samples import ProgressSamples
 
-    if jax.process_count() > 1:  # the engine reads its tokens on one host
+    if jax.process_count() > 1:  # the engine reads its tokens on one host, and its programs are not tried on several
         if jax.process_index() == 0:
             print("note: no samples in a run of several processes; `aromni generate` takes its checkpoints")
         return None
