@@ -44,7 +44,10 @@ def facts(history: Lines, config: Mapping[str, Any], log: Path) -> dict[str, Any
         found["model"] = {"parameters": total, "by_group": counts}
         if per_token:
             found["model"]["MFLOP per token, forward and backward"] = round(per_token / 1e6, 1)
-        found["environment"] = {**(last.get("hardware") or {}), **(last.get("versions") or {})}
+        machine = dict(last.get("hardware") or {})
+        if isinstance(mesh := machine.get("mesh"), Mapping):
+            machine["mesh"] = " x ".join(f"{axis} {size}" for axis, size in mesh.items()) or "one device"
+        found["environment"] = {**machine, **(last.get("versions") or {})}
         if isinstance(last.get("vocabulary"), Mapping):
             found["vocabulary"] = last["vocabulary"]
     return found

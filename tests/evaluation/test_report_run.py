@@ -60,7 +60,7 @@ def test_samples_over_time_in_order_with_what_was_wanted(training):
 
 def test_machine_versions_and_recipe_are_those_of_the_last_start(training):
     text = words(report.write_report(training).read_text())
-    assert "devices 256 x TPU v5 lite" in text and "jax 0.10.2" in text and '"sample_every": 10' in text
+    assert "devices 256 x TPU v5 lite mesh fsdp 256" in text and "jax 0.10.2" in text and '"sample_every": 10' in text
     assert "parameters 526 k" in text and "MFLOP per token" in text
 
 
