@@ -223,6 +223,8 @@ class TrainConfig:
         Evaluation and whatever reads the run take the average then; 0 = none is kept.
       max_skipped_steps: the run stops after so many non-finite steps in total.
       keep_checkpoints: newest checkpoints kept.
+      sample_every: how often the model answers fixed held-out prompts, into TensorBoard and `samples/`; 0 = never.
+      wandb: project of Weights & Biases that gets the metrics and samples, too; "" = none.
     """
 
     steps: int = 1000
@@ -236,11 +238,14 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     max_skipped_steps: int = 20
+    sample_every: int = 0
+    wandb: str = ""
 
     def __post_init__(self) -> None:
         rhythm = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
         _require_positive(self, "train", "steps", "accumulate_steps", *rhythm)
         _require(0 <= self.ema_decay < 1, "train.ema_decay", f"is {self.ema_decay}; use 0 (none) or less than 1")
+        _require(self.sample_every >= 0, "train.sample_every", f"is {self.sample_every}; use 0 for never")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

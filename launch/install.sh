@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install this checkout into .venv beside it, with the versions of constraints.txt. The TPU scripts run it on every worker.
-#   --extra NAMES   extras of setup.cfg, comma-separated: tpu, cuda, tensorboard ... (none)
+#   --extra NAMES   extras of setup.cfg, comma-separated: tpu, cuda, wandb ... (none)
 #   --dry-run       print the exact commands and do nothing
 
 set -euo pipefail

@@ -62,7 +62,7 @@ start_on_workers() {
   archive=${TMPDIR:-/tmp}/aromni_jax-$revision.tar.gz
   run git -C "$ROOT" archive --format tar.gz --output "$archive" HEAD -- "${SENT[@]}"
   run gcloud "${group[@]}" scp "$archive" "$NAME:" "${PLACE[@]}" "${workers[@]}"
-  remote="mkdir -p $FOLDER && tar -xzf $(basename "$archive") -C $FOLDER && $FOLDER/launch/install.sh --extra tpu,tensorboard"
+  remote="mkdir -p $FOLDER && tar -xzf $(basename "$archive") -C $FOLDER && $FOLDER/launch/install.sh --extra tpu"
   on_workers "${BEFORE:+$BEFORE && }$remote"
   train_options
   remote=$(quote launch/local.sh --distributed --tpu "$GENERATION" --restarts "$RESTARTS" --log-dir logs "${OPTIONS[@]}")

@@ -131,10 +131,10 @@ def _prepare(config: RunConfig, examples: int | None) -> dict[str, Any]:
 
 def _train(config: RunConfig, run_dir: pathlib.Path) -> str | None:
     """Name of the signal that ended it early, or None."""
-    from aromni_jax.cli.train import codebook
+    from aromni_jax.cli.train import codebook, sampler
     from aromni_jax.training import train
 
-    return train(config, run_dir, codebook_kc=codebook(config)).stopped_by
+    return train(config, run_dir, codebook_kc=codebook(config), sampler=sampler(config, run_dir)).stopped_by
 
 
 def _judge(config: RunConfig, args: argparse.Namespace, timing: _Timing, data: dict[str, Any]) -> dict[str, Any]:
@@ -145,6 +145,7 @@ def _judge(config: RunConfig, args: argparse.Namespace, timing: _Timing, data: d
     from aromni_jax.evaluation.standards import standard_of
     from aromni_jax.model import parameter_counts
     from aromni_jax.tasks import Assistant
+    from aromni_jax.training.history import processor
 
     with timing.phase("evaluate"):
         assistant = Assistant.load(args.run_dir)
@@ -158,7 +159,7 @@ def _judge(config: RunConfig, args: argparse.Namespace, timing: _Timing, data: d
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "environment": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "jax": jax.__version__,
@@ -223,10 +224,3 @@ def _table(held_out: dict[str, Any], bounds: Mapping[str, float]) -> str:
 
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
-
-
-def _processor() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

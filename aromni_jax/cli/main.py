@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "pretrain a small any-to-any model on this machine, judge it, and write a report",
     "prepare": "turn raw media into token records and packed rows",
     "train": "pretrain or tune from a config file; continues where it stopped",
+    "report": "one self-contained page of a run, finished or not: curves, samples, time, machine",
     "evaluate": "score a model on the held-out part of a world",
     "generate": "asr, tts, caption, t2i, s2i or i2s on files",
     "chat": "talk to a model in text, speech and pictures",

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from typing import TYPE_CHECKING
 
 from aromni_jax.config import RunConfig, load_config
+from aromni_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from aromni_jax.training.sampling import Sampler
 
 EXAMPLE = "aromni train --config configs/numbers.py:tiny --run-dir runs/tiny --set train.steps=100"
 
@@ -18,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--set", nargs="+", default=[], action="extend", metavar="KEY=VALUE", help="config values to change"
+    )
+    parser.add_argument(
+        "--profile", metavar="FROM:TO", type=steps, help="trace these steps with JAX's profiler, into DIR/profile"
     )
     group = parser.add_argument_group("several processes (the same command for each; launch/ has scripts for it)")
     group.add_argument("--distributed", action="store_true", help="TPU pod, SLURM, GKE, Open MPI: JAX finds the others")
@@ -36,8 +44,41 @@ def run(args: argparse.Namespace) -> int:
     if args.distributed or any(part is not None for part in address):
         initialize_distributed(*address)
     with failing_alone():
-        result = train(config, args.run_dir, codebook_kc=codebook(config))
+        result = train(
+            config,
+            args.run_dir,
+            codebook_kc=codebook(config),
+            sampler=sampler(config, args.run_dir),
+            profile=args.profile,
+        )
     return 130 if result.stopped_by else 0
+
+
+def steps(text: str) -> tuple[int, int]:
+    """`FROM:TO`, both included, counted from 1; for argparse."""
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FROM:TO, as 10:12")
+    return int(first), int(last)
+
+
+def sampler(config: RunConfig, run_directory: pathlib.Path) -> Sampler | None:
+    """Who answers held-out prompts while training, if `train.sample_every` asks for it."""
+    if not config.train.sample_every:
+        return None
+    import jax
+
+    from aromni_jax.evaluation.progress_samples import ProgressSamples
+
+    if jax.process_count() > 1:  # the engine reads its tokens on one host, and its programs are not tried on several
+        if jax.process_index() == 0:
+            print("note: no samples in a run of several processes; `aromni generate` takes its checkpoints")
+        return None
+    try:
+        return ProgressSamples(config, run_directory)
+    except UserError as error:
+        print(f"note: no samples: {error}")
+        return None
 
 
 def codebook(config: RunConfig):

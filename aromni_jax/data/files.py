@@ -17,6 +17,7 @@ from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import JointVocabulary
 
 SUFFIX = ".array_record"
+_GROUP = 8  # records
 
 
 class RecordWriter:
@@ -32,8 +33,8 @@ class RecordWriter:
         self.path = pathlib.Path(path)
         self._partial = self.path.with_name(f".{self.path.name}.partial")
         try:
-            # One record per group: any record is read without its neighbours.
-            self._writer = ArrayRecordWriter(str(self._partial), "group_size:1")
+            # A reader keeps 16 bytes of index per group in memory, and reads a whole group for any of its records.
+            self._writer = ArrayRecordWriter(str(self._partial), f"group_size:{_GROUP}")
         except (RuntimeError, OSError) as error:
             raise self._failed(error) from None
         if not self._writer.ok():
@@ -91,7 +92,8 @@ class RecordFile:
             raise IndexError(index)
         try:
             with self._lock:
-                return self._reader.read([index])[0]
+                # A range is read in this thread; a list of indices goes to a pool of threads, and takes milliseconds.
+                return self._reader.read(index, index + 1)[0]
         except RuntimeError as error:
             reason = str(error).split(";")[0]
             raise UserError(f"{self.where(index)}: damaged ({reason})") from None

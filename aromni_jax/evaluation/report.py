@@ -17,30 +17,40 @@ from aromni_jax.vocabulary import JointVocabulary
 from aromni_jax.worlds import WORLDS
 
 MAX_BYTES = 8_000_000
+_OBJECTS = ("config.json", "metrics.json")
+_LOGS = ("metrics.jsonl", "history.jsonl")
 _HELD_OUT = "Every item here was kept out of training."
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `run_dir/report.html` from the files of the run; returns its path.
+    """Write `run_dir/report.html` from the files of a run, finished or not; returns its path.
 
-    Reads `metrics.json`, `metrics.jsonl`, and where they exist `samples/samples.json` with its media and
-    `ablations.json` (else the one shipped with the world). The page is at most MAX_BYTES long: samples that do not fit
-    are counted in it, not shown. Raises UserError, naming the file, when one is missing or broken, or when jinja2 is
-    not installed.
+    Reads what there is of `config.json`, `history.jsonl`, `metrics.jsonl`, `samples/STEP/` (of `aromni train`) and
+    `metrics.json`, `samples/samples.json`, `ablations.json` (of `aromni demo`; else the ablations shipped with the
+    world). The page is at most MAX_BYTES long: samples that do not fit are counted in it, not shown. Raises UserError:
+    no run there, a broken file, named, or jinja2 is not installed.
     """
     template = report_html.renderer("report.html")
-    from aromni_jax.evaluation import report_page, report_samples
+    from aromni_jax.evaluation import report_page, report_run, report_samples
 
     run_dir = Path(run_dir)
-    metrics = _object(run_dir / "metrics.json")
-    lines = _lines(run_dir / "metrics.jsonl")
+    judged = (run_dir / "metrics.json").exists()
+    if not judged and not any((run_dir / name).exists() for name in ("config.json", "metrics.jsonl")):
+        raise UserError(f"{run_dir} is no run folder: give the --run-dir of `aromni train` or `aromni demo`")
+    config, metrics = (_object(run_dir / name) if (run_dir / name).exists() else {} for name in _OBJECTS)
+    lines, history = (_lines(run_dir / name) if (run_dir / name).exists() else [] for name in _LOGS)
+    metrics = {**report_run.facts(history, config, run_dir / "metrics.jsonl"), **metrics}
     samples = report_samples.read_samples(
         run_dir / "samples", _list(run_dir / "samples" / "samples.json"), _vocabulary(metrics, run_dir)
     )
-    ablations = _ablations(run_dir, world := _world(metrics))
+    world = _world(metrics)
+    ablations = _ablations(run_dir, world if judged else "")
+    course = report_run.course(lines, history, config)
+    prompts = report_run.prompts(run_dir / "samples", MAX_BYTES // 2)
 
     def render(kept: list[report_samples.Sample]) -> bytes:
-        page = report_page.page(metrics, lines, kept, len(samples) - len(kept), ablations)
+        page = report_page.page(metrics, lines, kept, len(samples) - len(kept), ablations, course)
+        page |= {"course": course, "prompts": prompts, "judged": judged}
         page["held_out_note"] = STANDARDS[world].held_out if world else _HELD_OUT
         return template(page | {"run": run_dir.resolve().name, "created": _created(metrics)})
 

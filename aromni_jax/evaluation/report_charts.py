@@ -16,7 +16,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 420, 236
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 10, 8, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 8, 40
 _MOST_POINTS = 150
 _MOST_DOTS = 30
 _MOST_BARS = 180

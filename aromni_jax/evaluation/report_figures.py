@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -16,6 +16,16 @@ from aromni_jax.vocabulary import Modality
 SHARES = ("wer", "exact", "digit", "accuracy", "efficiency", "share", "difference", "judged", "codec", "padded_to",
            "codec_wer", "bound", "rate_limit")  # fmt: skip
 _CLOCKS = ("seconds", "first_token", "first_audio", "total")
+_TASK = "loss/task/"
+_WAIT = "data_wait_share"
+_SPEED = {
+    "learning_rate": "Learning rate",
+    "grad_norm": "Gradient norm, before clipping",
+    "useful_tokens_per_second": "Useful tokens per second",
+    "mfu_causal_bf16": "MFU (bf16 peak, causal attention)",
+    _WAIT: "Share of time waiting for data",
+    "goodput": "Goodput of each window",
+}
 _CURVES = {"text": "Text", "image": "Pictures", "speech": "Speech", "marker": "Markers"}
 
 
@@ -158,16 +168,48 @@ def loss_curves(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
     return [chart for chart in found if chart]
 
 
+def task_curves(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """One chart per task."""
+    charts = [curve(lines, key, words(key.removeprefix(_TASK)).capitalize()) for key in _keys(lines, _is_task_loss)]
+    return [chart for chart in charts if chart]
+
+
+def speed_curves(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """Learning rate, gradient norm, throughput and what it depends on."""
+    waits = [
+        {**line, _WAIT: wait / window}
+        for line in lines
+        if (wait := finite(line.get("data_wait_seconds"))) is not None
+        and (window := finite(line.get("window_seconds")))
+    ]
+    charts = [curve(waits if key == _WAIT else lines, key, title) for key, title in _SPEED.items()]
+    return [chart for chart in charts if chart]
+
+
 def other_curves(lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
     """One chart for every other number in the log."""
-    used = {"step", "kind", "seconds", *(f"loss/{name}" for name in _CURVES)}
-    keys = dict.fromkeys(key for line in lines for key, value in line.items() if finite(value) is not None)
+    used = {"step", "kind", "seconds", *(f"loss/{name}" for name in _CURVES), *_SPEED}
     charts = []
-    for key in sorted(key for key in keys if key not in used):
+    for key in _keys(lines, lambda key: key not in used and not _is_task_loss(key)):
         css = next((f"m-{name}" for name in _CURVES if key.endswith(f"/{name}")), "")
         title = words(key).replace("/", ", ")
         charts.append(curve(lines, key, title[:1].upper() + title[1:], css))
     return [chart for chart in charts if chart]
+
+
+def _is_task_loss(key: str) -> bool:
+    return key.startswith(_TASK)
+
+
+def _keys(lines: Sequence[Mapping[str, Any]], wanted: Callable[[str], bool]) -> list[str]:
+    """Keys of numbers in any line, in order of name."""
+    return sorted({k for line in lines for k, value in line.items() if finite(value) is not None and wanted(k)})
+
+
+def newest(lines: Sequence[Mapping[str, Any]], kind: str, key: str) -> float | None:
+    """Value of the last line of that kind which has it."""
+    values = [v for line in lines if line.get("kind") == kind and (v := finite(line.get(key))) is not None]
+    return values[-1] if values else None
 
 
 def typical(lines: Iterable[Mapping[str, Any]], key: str) -> float | None:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 _WINDOW_SECONDS = 0.032
+_SILENCE = -40.0  # dB; a tone at full scale has about 40
 _RANGE = 60  # dB from the darkest to the brightest colour
 _WIDE_ENOUGH = 200  # pixels
 _STOPS = np.array([(22, 20, 48), (40, 62, 118), (28, 128, 138), (112, 190, 110), (250, 236, 140)])
@@ -59,6 +60,9 @@ def mel_decibels(wave_n: np.ndarray, sample_rate: int, bands: int = 56, most_fra
 
 
 def spectrogram_uri(decibel_mt: np.ndarray, loudest: float | None = None) -> str:
-    """Picture of `mel_decibels`; the brightest colour is `loudest` dB (its own maximum), the darkest 60 dB below."""
-    top = decibel_mt.max() if loudest is None else loudest
+    """Picture of `mel_decibels`; the brightest colour is `loudest` dB (its own maximum), the darkest 60 dB below.
+
+    Of what nobody would hear, all is dark.
+    """
+    top = max(decibel_mt.max(), _SILENCE) if loudest is None else loudest
     return png_uri(coloured(np.clip((decibel_mt - top + _RANGE) / _RANGE * 255, 0, 255).astype(np.uint8)))

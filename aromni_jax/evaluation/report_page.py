@@ -10,6 +10,7 @@ from aromni_jax.decoding.grammar import State
 from aromni_jax.evaluation import report_figures as figures
 from aromni_jax.evaluation import report_scores
 from aromni_jax.evaluation.report_charts import number
+from aromni_jax.evaluation.report_run import Course
 from aromni_jax.evaluation.report_samples import Sample
 from aromni_jax.vocabulary import Modality
 
@@ -39,6 +40,7 @@ def page(
     samples: Sequence[Sample],
     left_out: int,
     ablations: Mapping[str, Any],
+    course: Course,
 ) -> dict[str, Any]:
     """Variables of `report.html`, but for its style and script."""
     kept = figures.Leaves(metrics)
@@ -55,12 +57,14 @@ def page(
         "bounds_met": [row.met for row in rows if row.met is not None],
         "falls": falls,
         "held_out_rest": figures.table_of({key: held_out[key] for key, group in by_task.items() if not group}),
-        "cards": _cards(kept, lines, rows),
+        "cards": _cards(kept, lines, rows, course),
         "timing": _timing(kept),
         "groups": _groups(samples, {key: group[0] for key, group in by_task.items() if group}),
         "left_out": left_out,
         "samples_note": kept.take("samples", "selection") or "",
         "losses": figures.loss_curves(lines),
+        "task_losses": figures.task_curves(lines),
+        "speed_curves": figures.speed_curves(lines),
         "curves": figures.other_curves(lines),
         "model": _section(kept.mapping("model"), "by_group"),
         "throughput": _throughput(packing, kept.take("throughput"), lines),
@@ -77,7 +81,9 @@ def page(
     return shown | {"rest": kept.rest()}
 
 
-def _cards(kept: figures.Leaves, lines: Sequence[Mapping[str, Any]], rows: Sequence[report_scores.Score]) -> list[Any]:
+def _cards(
+    kept: figures.Leaves, lines: Sequence[Mapping[str, Any]], rows: Sequence[report_scores.Score], course: Course
+) -> list[Any]:
     """(label, value, one line about it, css) of the boxes at the head."""
     cards = []
     verdicts = [row.met for row in rows if row.met is not None]
@@ -88,12 +94,24 @@ def _cards(kept: figures.Leaves, lines: Sequence[Mapping[str, Any]], rows: Seque
         cards.append(("bounds met", met, note, "bad" if missed else "good"))
     if (size := kept.number("model", "parameters")) is not None:
         cards.append(("parameters", number(size), "numbers that training adjusts", ""))
-    if (steps := max((s for line in lines if (s := figures.finite(line.get("step")))), default=None)) is not None:
-        cards.append(("training steps", f"{steps:,.0f}", "one update of all parameters each", ""))
+    if course.done:
+        left = course.planned is not None and course.done < course.planned
+        note = f"of {course.planned:,}: not finished" if left else "one update of all parameters each"
+        cards.append(("training steps", f"{course.done:,}", note, ""))
+    if (loss := figures.newest(lines, "eval", "loss")) is not None:
+        cards.append(("held-out loss", number(loss), "as it is trained, on answers that training never saw", ""))
     if (seconds := kept.number("timing", "train")) is not None:
         cards.append(("training time", figures.duration(seconds), "wall clock", ""))
     if (rate := figures.typical(lines, "useful_tokens_per_second")) is not None:
         cards.append(("useful tokens / s", number(rate), "median over the run, padding not counted", ""))
+    if (share := figures.typical(lines, "mfu_causal_bf16")) is not None:
+        cards.append(("MFU", figures.percent(share), "of the chips' bf16 peak, causal attention counted", ""))
+    if course.goodput is not None:
+        cards.append(("goodput", figures.percent(course.goodput), "of all time went into steps", ""))
+    if len(course.starts) > 1:
+        cards.append(("restarts", f"{len(course.starts) - 1}", "it went on from a checkpoint", ""))
+    if course.skipped:
+        cards.append(("skipped steps", f"{course.skipped:,}", "loss or gradient was not finite", "bad"))
     return cards
 
 
@@ -200,5 +218,6 @@ def _ablations(ablations: Mapping[str, Any]) -> dict[str, Any]:
 
 def _commands(kept: figures.Leaves) -> list[str]:
     given = kept.take("reproduce")
-    commands = given if isinstance(given, list) else [given] if given else ["make demo"]
+    train = "aromni train --config FILE --run-dir DIR    # with the recipe below; again to go on"
+    commands = given if isinstance(given, list) else [given or train]
     return [str(command) for command in commands]

@@ -157,6 +157,11 @@ def _heard_first(task: str, parts: list[Segment]) -> tuple[Segment, ...]:
     return tuple(parts)
 
 
+def read_segments(folder: Path, parts: Sequence[Any], where: str) -> tuple[Segment, ...]:
+    """Segments of a record with media in `folder`; UserError, naming `where`, as in `read_samples`."""
+    return tuple(_segment(folder, part, where) for part in parts)
+
+
 # -- media ----------------------------------------------------------------------------------------------
 
 

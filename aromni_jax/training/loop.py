@@ -27,12 +27,16 @@ from aromni_jax.parallel import (
     together,
 )
 from aromni_jax.signals import NotedSignals
+from aromni_jax.training.boards import open_boards
 from aromni_jax.training.checkpoints import Checkpoints
+from aromni_jax.training.history import note_end, note_start
 from aromni_jax.training.metrics import Metrics, MetricsLog, summary
 from aromni_jax.training.monitor import Monitor
 from aromni_jax.training.optimizer import make_optimizer
+from aromni_jax.training.profile import Profile
 from aromni_jax.training.program import abstract_state, lower_step
 from aromni_jax.training.progress import Clock, Progress, Say, losses, start_report
+from aromni_jax.training.sampling import Sampler, take_samples
 from aromni_jax.training.state import TrainState, beginning_with, make_state
 from aromni_jax.training.step import EvalStep, make_eval_step
 from aromni_jax.vocabulary import JointVocabulary
@@ -54,7 +58,13 @@ class Result:
 
 
 def train(
-    config: RunConfig, run_directory: pathlib.Path, *, codebook_kc: np.ndarray | None = None, say: Say | None = None
+    config: RunConfig,
+    run_directory: pathlib.Path,
+    *,
+    codebook_kc: np.ndarray | None = None,
+    sampler: Sampler | None = None,
+    profile: tuple[int, int] | None = None,
+    say: Say | None = None,
 ) -> Result:
     """Train until `config.train.steps`, from the newest checkpoint of the run folder if it has one.
 
@@ -62,14 +72,17 @@ def train(
     SIGTERM and Ctrl-C save a checkpoint and end the run.
 
     Args:
-      run_directory: gets `config.json`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+      run_directory: gets `config.json`, `history.jsonl`, `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
       codebook_kc: float [codes, width], the image codec's codebook, for the perceptual loss.
+      sampler: asked for samples every `train.sample_every` steps and at the end; None = no samples.
+      profile: first and last step to trace into `profile/`.
       say: takes each line of output; default: a progress bar in a terminal, printed lines elsewhere.
 
     Raises:
       UserError: data, config and checkpoints do not fit together; a checkpoint cannot be written; too many steps with
         a loss or gradient that is not finite.
     """
+    clock = Clock()
     # Mesh and data --------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
     first_process = jax.process_index() == 0
@@ -115,8 +128,11 @@ def train(
             "or give another --run-dir"
         )
 
+    with together("boards"):
+        boards = open_boards(config, run_directory, first) if first_process else []
+
     # Steps: compiled once, before the first one -----------------------------------------------------------
-    clock = Clock()
+    preparing = clock.wall()
     with jax.set_mesh(mesh), clock.phase("compile"):
         step_program = lower_step(config, vocabulary, optimizer, abstract, mesh, codebook).compile()
         eval_step = jax.jit(make_eval_step(config, vocabulary), out_shardings=replicated)
@@ -130,16 +146,24 @@ def train(
         progress.line(f"resumed {run_directory} at step {first} of {config.train.steps}")
 
     # The loop: step n + 1 is dispatched before the metrics of step n are fetched -----------------------------
-    log = MetricsLog(run_directory, first)
+    log = MetricsLog(run_directory, first, boards)
+    if first < config.train.steps:
+        spent = {"prepare": preparing, "compile": clock.spent("compile")}
+        note_start(run_directory, config, vocabulary, mesh, first, log.dropped, spent)
     monitor = Monitor(config, parts, log, progress, list(mesh.devices.flat), int(state.skipped))
     held_out: dict[str, float] = {}
+    sampled = False
     pending: tuple[int, Metrics] | None = None
+    tracing = Profile(run_directory, profile, range(first + 1, config.train.steps + 1), progress, monitor.clock)
     close = contextlib.closing  # whatever ends the loop, a save in the background is brought to its end
-    with _StopSignals() as stop, close(checkpoints), close(log), close(progress), jax.set_mesh(mesh):
+    with _StopSignals() as stop, close(checkpoints), close(log), close(progress), close(tracing), jax.set_mesh(mesh):
         for done in range(first + 1, config.train.steps + 1):
+            tracing.before(done, state)
             with monitor.clock.waiting():
                 batch = _to_devices(config, next(batches), rows)
-            state, metrics = step_program(state, batch, codebook)
+            with jax.profiler.StepTraceAnnotation("train", step_num=done):
+                state, metrics = step_program(state, batch, codebook)
+            tracing.after(done, state)
             checkpoints.poll()
             if pending is not None:
                 monitor.observe(*pending)
@@ -148,7 +172,8 @@ def train(
             stopping = stop.requested(done) and not last  # a signal in the last step changes nothing: that is the end
             evaluating = last or (not stopping and done % config.train.eval_every == 0)
             saving = stopping or last or done % config.train.checkpoint_every == 0
-            if evaluating or saving:
+            sampling = sampler is not None and bool(every := config.train.sample_every) and (last or done % every == 0)
+            if evaluating or saving or sampling:
                 monitor.observe(*pending)
                 pending = None
             if evaluating:
@@ -161,8 +186,14 @@ def train(
                     checkpoints.save(state, config, vocabulary, batches.get_state(), manifest.codecs)
             if stopping:
                 break
+            if sampling and sampler is not None:
+                with monitor.clock.phase("samples" if sampled else "first_samples"):  # the first ones are compiled for
+                    take_samples(sampler, state.weights, done, log, progress)
+                sampled = True
         monitor.write(int(state.step))
     stopped_by = stop.name if int(state.step) < config.train.steps else None
+    if first < int(state.step):
+        note_end(run_directory, int(state.step), stopped_by, monitor.clock.phases)
     if stopped_by is not None:
         (say or print)(f"stopped by {stopped_by}, saved step {int(state.step)}: the same command goes on from there")
     return Result(state, stopped_by, held_out)

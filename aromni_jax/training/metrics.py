@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from aromni_jax import store
+from aromni_jax.training.boards import Board, Shown
 from aromni_jax.vocabulary import TASKS, Modality
 
 
@@ -83,21 +84,26 @@ def summary(metrics: Metrics, perceptual_weight: float) -> dict[str, float]:
 
 
 class MetricsLog:
-    """`metrics.jsonl` in the run folder: one JSON object a line; and TensorBoard files where tensorboardX is installed.
+    """`metrics.jsonl` in the run folder: one JSON object a line; and the same numbers on the run's boards.
 
     A line is appended by a single write, so a killed run leaves whole lines. Opening at step n drops the lines after n,
     which a resumed run is about to write again. Of several processes, which all know the same, the first one writes.
+
+    Attributes:
+      dropped: training lines that a resumed run writes again.
     """
 
-    def __init__(self, run_directory: pathlib.Path, resume_step: int) -> None:
+    def __init__(self, run_directory: pathlib.Path, resume_step: int, boards: Sequence[Board] = ()) -> None:
         self.file = run_directory / "metrics.jsonl"
         self._writes = jax.process_index() == 0
-        self._board = None
+        self._boards = boards
+        self.dropped: list[dict[str, Any]] = []
         if not self._writes:
             return
-        kept = [line for line in read_log(self.file) if line["step"] <= resume_step]
+        lines = read_log(self.file)
+        self.dropped = [line for line in lines if line["step"] > resume_step and line["kind"] == "train"]
+        kept = [line for line in lines if line["step"] <= resume_step]
         store.write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
-        self._board = _tensorboard(run_directory / "tensorboard", resume_step)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         """Append one line; `kind` is "train" or "eval". Non-finite values are written as null (valid JSON)."""
@@ -110,14 +116,18 @@ class MetricsLog:
                 file.write(line.encode())
         except OSError as error:
             raise store.unwritable(self.file, error) from None
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        for board in self._boards:
+            board.numbers(step, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def show(self, step: int, samples: Shown) -> None:
+        """Samples, for the boards only: their files are the sampler's."""
+        for board in self._boards:
+            board.samples(step, samples)
 
     def close(self) -> None:
-        """Flush the TensorBoard files."""
-        if self._board is not None:
-            self._board.close()
+        """Bring the boards to their end."""
+        for board in self._boards:
+            board.close()
 
 
 def read_log(file: pathlib.Path) -> list[dict[str, Any]]:
@@ -131,14 +141,6 @@ def read_log(file: pathlib.Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
-
-
-def _tensorboard(directory: pathlib.Path, resume_step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(directory), purge_step=resume_step + 1)
 
 
 def _rounded(value: float) -> float:

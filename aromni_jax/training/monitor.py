@@ -11,7 +11,7 @@ from aromni_jax.errors import UserError
 from aromni_jax.model import Trained
 from aromni_jax.training.metrics import Metrics, MetricsLog, summary
 from aromni_jax.training.optimizer import learning_rate
-from aromni_jax.training.progress import Clock, Progress, model_flops_utilisation
+from aromni_jax.training.progress import MFU, Clock, Progress, model_flops_utilisation
 
 
 class Monitor:
@@ -77,12 +77,14 @@ class Monitor:
             "seconds_per_step": seconds / steps,
             "data_wait_seconds": self.clock.waited,
             "goodput": self.clock.goodput(),
+            "window_seconds": self.clock.wall(),
         }
+        values |= {f"{name}_seconds": spent for name, spent in self.clock.phases.items()}
         utilisation = model_flops_utilisation(
             config, self._parts, values["tokens_per_second"], len(self._devices), self._devices[0].device_kind
         )
         if utilisation is not None:
-            values["mfu_causal_bf16"] = utilisation
+            values[MFU] = utilisation
         self._log.write(done, "train", values)
         self._progress.show(done, values)
         self._window = None

@@ -17,6 +17,7 @@ from aromni_jax.training.state import TrainState
 from aromni_jax.vocabulary import Modality
 
 Say = Callable[[str], None]
+MFU = "mfu_causal_bf16"  # the convention is `model_flops_utilisation`'s
 
 # Dense bf16 peak of one chip, FLOP/s, by a piece of JAX's device kind (vendors' data sheets).
 _PEAK_BF16 = {
@@ -109,6 +110,11 @@ class Clock:
         finally:
             self.waited += time.perf_counter() - start
 
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase."""
+        return dict(self._phases)
+
     def spent(self, name: str) -> float:
         """Seconds in a phase."""
         return self._phases.get(name, 0.0)
@@ -144,6 +150,10 @@ class Progress:
     def show(self, step: int, values: Mapping[str, float]) -> None:
         """Losses and speed of the last window; the bar brings its own ETA."""
         speed = f"{values['tokens_per_second']:,.0f} tok/s ({values['useful_tokens_per_second']:,.0f} useful)"
+        if MFU in values:
+            speed += f", MFU {values[MFU]:.1%}"
+        speed += f", data wait {values['data_wait_seconds'] / values['window_seconds']:.0%}"
+        speed += f", goodput {values['goodput']:.0%}"
         if self._bar is not None:
             self._bar.set_postfix_str(f"{losses(values)}, {speed}")
             return

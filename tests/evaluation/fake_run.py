@@ -97,6 +97,46 @@ def write_fake_run(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def write_fake_training(folder: Path, steps: tuple[int, ...] = (10, 20, 30), seed: int = 0) -> Path:
+    """What `aromni train` leaves: a run of 60 steps at step 40, restarted from step 20, with samples of `steps`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    config = {"world": "numbers", "model": {"dim": 160}, "train": {"steps": 60, "sample_every": 10}}
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = []
+    for step in (10, 20, 30, 40):
+        values = {"loss": 60 / step, "loss/text": 30 / step, "loss/speech": 40 / step, "loss/task/chat": 50 / step}
+        clocks = {"window_seconds": 20.0, "data_wait_seconds": 1.0, "goodput": 0.75, "eval_seconds": 3.0}
+        clocks |= {"samples_seconds": 2.0, "useful_tokens_per_second": 900.0, "tokens_per_second": 1000.0}
+        more = {"learning_rate": 1e-3, "grad_norm": 1.0, "skipped_steps": 2.0, "mfu_causal_bf16": 0.41}
+        lines += [{"kind": "train", "step": step, **values, **clocks, **more}, {"kind": "eval", "step": step, **values}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    start = {
+        "kind": "start", "time": "2026-11-20T10:00:00+00:00", "step": 0, "reached_before": 0, "lost_seconds": 0,
+        "seconds": {"prepare": 2.0, "compile": 8.0}, "vocabulary": VOCABULARY.to_dict(),
+        "hardware": {"devices": "256 x TPU v5 lite", "mesh": {"fsdp": 256}, "processes": 64},
+        "versions": {"aromni_jax": "0.1.0", "jax": "0.10.2"},
+        "parameters": {"attention": 410_880, "head": 115_200, "total": 526_080}, "flops_per_token": 3.2e6,
+    }  # fmt: skip
+    again = {**start, "time": "2026-11-20T11:00:00+00:00", "step": 20, "reached_before": 27, "lost_seconds": 14.0}
+    end = {"kind": "end", "step": 20, "stopped_by": "SIGTERM", "seconds": {"checkpoint": 6.0}}
+    (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (start, end, again)))
+    for step in steps:
+        at = folder / "samples" / f"{step:07d}"
+        at.mkdir(parents=True)
+        write_png(at / "t2i_out_0.png", drawing("23"))
+        write_wav(at / "tts_out_0.wav", utterance("2", rng), 16_000)
+        asked, answer = [{"kind": "text", "text": "two three"}], [{"kind": "text", "text": f"three, at {step}"}]
+        given = {"input": asked, "wanted": [{"kind": "text", "text": "two three"}]}
+        records = [
+            {"task": "image_caption", **given, "output": answer},
+            {"task": "text_to_image", **given, "output": [{"kind": "image", "file": "t2i_out_0.png"}]},
+            {"task": "text_to_speech", **given, "output": [{"kind": "speech", "file": "tts_out_0.wav"}]},
+        ]
+        (at / "samples.json").write_text(json.dumps(records))
+    return folder
+
+
 def _log(rng):
     starts = {"text": (5.1, 0.32), "image": (4.8, 1.9), "speech": (5.5, 2.7), "marker": (5.0, 0.04)}
     lines = []

@@ -183,11 +183,12 @@ def test_failed_write_keeps_the_old_page(full_run, monkeypatch):
 # -- bad input ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "metrics.jsonl"])
-def test_missing_file_is_named(minimal_run, name):
-    (minimal_run / name).unlink()
-    with pytest.raises(UserError, match=re.escape(str(minimal_run / name))):
-        report.write_report(minimal_run)
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=re.escape(f"{folder} is no run folder: give the --run-dir of")):
+            report.write_report(folder)
+    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -199,6 +200,8 @@ def test_missing_file_is_named(minimal_run, name):
         ("metrics.jsonl", '{"step"\n{"step": 1}\n', "metrics.jsonl, line 1: not JSON"),
         ("metrics.jsonl", "3\n", "metrics.jsonl, line 1: expected one JSON object"),
         ("ablations.json", "[]", "ablations.json: expected one JSON object"),
+        ("config.json", "{", "config.json, line 1: not JSON"),
+        ("history.jsonl", "3\n", "history.jsonl, line 1: expected one JSON object"),
     ],
 )
 def test_broken_file_is_named(minimal_run, name, content, message):

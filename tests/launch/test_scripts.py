@@ -66,7 +66,7 @@ def test_pods_are_asked_for_as_queued_resources_and_started_on_every_worker(tool
     )
     for command in (copy, install, start):
         assert {"--worker=all", "--node=all"} <= set(command)
-    assert install[-1].startswith("mount -a && mkdir") and "launch/install.sh --extra tpu,tensorboard" in install[-1]
+    assert install[-1].startswith("mount -a && mkdir") and "launch/install.sh --extra tpu" in install[-1]
     assert "launch/local.sh --distributed --tpu v6e --restarts 5 --log-dir logs --config" in start[-1]
 
 
@@ -172,10 +172,10 @@ def test_help_names_every_option(script):
 
 
 def test_installation_is_pinned():
-    done = call("install.sh", "--extra", "tpu,tensorboard", "--dry-run")
+    done = call("install.sh", "--extra", "tpu,wandb", "--dry-run")
     install = commands(done.stdout)[-1]
     assert install[1:4] == ["-m", "pip", "install"] and f"{ROOT}/constraints.txt" in install
-    assert install[-1] == f"{ROOT}[tpu,tensorboard]"
+    assert install[-1] == f"{ROOT}[tpu,wandb]"
 
 
 def test_a_machine_with_an_old_python_gets_a_newer_one(tmp_path, tools):
@@ -200,11 +200,10 @@ def test_every_extra_that_is_named_exists():
     named = {
         name for text in texts.values() for group in re.findall(r"--extra ([a-z,]+)", text) for name in group.split(",")
     }
-    assert named == {"tpu", "tensorboard", "cuda"} <= extras
+    assert named == {"tpu", "cuda"} <= extras
     cases = re.findall(r"^ +([a-z |]+)\) extras=", texts["Dockerfile"], re.MULTILINE)
     accelerators = {name for case in cases for name in case.split(" | ")}
     assert accelerators == {"cpu", "tpu", "cuda"} and accelerators - {"cpu"} <= extras
-    assert "tensorboard" in texts["Dockerfile"]
 
 
 def test_the_dockerfile_copies_what_there_is_and_names_no_registry():

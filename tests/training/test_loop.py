@@ -28,6 +28,7 @@ from tests.training import small_run
 from tests.training.test_checkpoints import assert_bit_equal
 
 TIMINGS = {"tokens_per_second", "useful_tokens_per_second", "seconds_per_step", "data_wait_seconds", "goodput"}
+TIMINGS |= {"window_seconds", "eval_seconds", "checkpoint_seconds"}
 
 
 @pytest.fixture(scope="module")
