@@ -94,7 +94,7 @@ def check_shapes(directory: pathlib.Path, expected: Tree) -> Tree:
       Damaged: no readable arrays.
       UserError: other names or shapes.
     """
-    with ocp.StandardCheckpointer() as reader:
+    with _reader() as reader:
         found, _ = attempt(lambda: reader.metadata(directory.absolute()).item_metadata.tree)
     if found is None:
         raise Damaged(f"{directory}: holds no readable arrays")
@@ -118,19 +118,42 @@ def read_arrays(directory: pathlib.Path, abstract: Tree, expected_checksums: Map
       Damaged: unreadable, or other bits than were written.
       UserError: other names or shapes than asked for.
     """
+    tree = read_unchecked(directory, abstract)
+    check_bits(directory, tree, expected_checksums)
+    return jax.tree.map(lambda array, want: array.astype(want.dtype), tree, abstract)
+
+
+def read_unchecked(directory: pathlib.Path, abstract: Tree) -> Tree:
+    """Read arrays in their stored dtypes. Of several processes each reads its shards, and waits for no other.
+
+    Raises:
+      Damaged: unreadable.
+      UserError: other names or shapes than asked for.
+    """
     as_stored = jax.tree.map(
         lambda want, have: jax.ShapeDtypeStruct(want.shape, have.dtype, sharding=want.sharding),
         abstract,
         check_shapes(directory, abstract),
     )
-    with ocp.StandardCheckpointer() as reader:
+    with _reader() as reader:
         tree, _ = attempt(lambda: reader.restore(directory.absolute(), as_stored))
     if tree is None:
         raise Damaged(f"{directory}: cannot be read, a file is missing, cut off or damaged")
+    return tree
+
+
+def _reader() -> ocp.StandardCheckpointer:
+    """For this process alone: Orbax's own waits, at the end of reading, for all others, also for one that could not."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
+def check_bits(directory: pathlib.Path, tree: Tree, expected_checksums: Mapping[str, int]) -> None:
+    """Damaged if the arrays read from `directory` are not what was written; every process of several has to call it."""
     for name, value in checksums(tree).items():
         if expected_checksums.get(name) != value:
             raise Damaged(f"{directory}: array {name} is damaged (its checksum differs)")
-    return jax.tree.map(lambda array, want: array.astype(want.dtype), tree, abstract)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:

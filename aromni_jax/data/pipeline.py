@@ -124,7 +124,12 @@ def epoch(
 
 
 def _epoch(
-    config: DataConfig, loss: LossConfig, vocabulary: JointVocabulary, split: str, process_index: int, process_count: int
+    config: DataConfig,
+    loss: LossConfig,
+    vocabulary: JointVocabulary,
+    split: str,
+    process_index: int,
+    process_count: int,
 ) -> Iterator[Batch]:
     local = _local_rows(config, process_count)
     manifest = _open(config, vocabulary)

@@ -39,7 +39,7 @@ class Prefetch(Iterator[_T], Generic[_T]):
         patience = None if self._timeout is None else Patience(self._timeout)
         while True:
             try:
-                item, error = self._worker.made.get(timeout=patience and patience.left())
+                item, error = self._worker.made.get(timeout=None if patience is None else patience.left())
                 break
             except queue.Empty:
                 if patience is not None:

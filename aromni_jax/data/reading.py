@@ -17,7 +17,7 @@ _NOTICE_SECONDS = 10.0  # a wait so long is told of; then again whenever it has 
 
 _lock = threading.Lock()
 _now: dict[int, tuple[str, float]] = {}  # thread -> what it reads, since when
-_spent: collections.Counter[str] = collections.Counter()  # file -> seconds
+_spent: collections.defaultdict[str, float] = collections.defaultdict(float)  # file -> seconds
 
 
 @contextlib.contextmanager
@@ -36,9 +36,9 @@ def noted(file: pathlib.Path, place: str = "") -> Iterator[None]:
 def slowest() -> tuple[str, float] | None:
     """The file that took the most seconds since the last call, and how many; None if nothing was read."""
     with _lock:
-        found = _spent.most_common(1)
+        found = max(_spent.items(), key=lambda item: item[1], default=None)
         _spent.clear()
-    return found[0] if found else None
+    return found
 
 
 class Patience:

@@ -268,5 +268,3 @@ def test_a_dropped_stream_ends_its_thread(packing, make_data_set, vocabulary):
     gc.collect()
     worker.join(timeout=5)
     assert not worker.is_alive()
-
-
