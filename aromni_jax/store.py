@@ -10,6 +10,7 @@ Only nested dicts of arrays are stored: readable by anyone, untouched by changes
 from __future__ import annotations
 
 import gc
+import io
 import json
 import logging
 import os
@@ -192,6 +193,18 @@ def write_text(file: pathlib.Path, text: str) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise unwritable(file, error) from None
+
+
+def append(file: io.FileIO, data: bytes) -> None:
+    """Add to the end of an unbuffered file all of the data, or nothing and OSError."""
+    before = file.seek(0, os.SEEK_END)
+    rest = memoryview(data)
+    try:
+        while rest:  # a full disk takes a part first, and says so when asked to take the rest
+            rest = rest[file.write(rest) :]
+    except OSError:
+        file.truncate(before)
+        raise
 
 
 def unwritable(file: pathlib.Path, error: OSError) -> UserError:

@@ -33,7 +33,7 @@ def noted(file: pathlib.Path, place: str = "") -> Iterator[None]:
             _spent[str(file)] += time.monotonic() - start
 
 
-def slowest() -> tuple[str, float] | None:
+def slowest_file() -> tuple[str, float] | None:
     """The file that took the most seconds since the last call, and how many; None if nothing was read."""
     with _lock:
         found = max(_spent.items(), key=lambda item: item[1], default=None)

@@ -85,8 +85,9 @@ def summary(metrics: Metrics, perceptual_weight: float) -> dict[str, float]:
 class MetricsLog:
     """`metrics.jsonl` in the run folder: one JSON object a line; and TensorBoard files where tensorboardX is installed.
 
-    A line is appended by a single write, so a killed run leaves whole lines. Opening at step n drops the lines after n,
-    which a resumed run is about to write again. Of several processes, which all know the same, the first one writes.
+    A line is appended whole or not at all, also by a killed run or on a full disk. Opening at step n drops the lines
+    after n, which a resumed run is about to write again. Of several processes, which all know the same, the first one
+    writes.
     """
 
     def __init__(self, run_directory: pathlib.Path, resume_step: int) -> None:
@@ -107,7 +108,7 @@ class MetricsLog:
         line = json.dumps({"step": step, "kind": kind, **finite}) + "\n"
         try:
             with open(self.file, "ab", buffering=0) as file:
-                file.write(line.encode())
+                store.append(file, line.encode())
         except OSError as error:
             raise store.unwritable(self.file, error) from None
         if self._board is not None:
@@ -121,24 +122,24 @@ class MetricsLog:
 
 
 def read_log(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Whole lines of a metrics log; a torn last line is dropped; [] if there is no file."""
+    """Whole lines of a metrics log; what a crash of the machine has torn is dropped; [] if there is no file."""
     if not file.exists():
         return []
     lines = []
-    for text in file.read_text().splitlines():
+    for text in file.read_text(errors="replace").splitlines():
         try:
             lines.append(json.loads(text))
         except ValueError:
-            break
+            continue
     return lines
 
 
 def _tensorboard(directory: pathlib.Path, resume_step: int) -> Any:
     try:
-        from tensorboardX import SummaryWriter
+        from aromni_jax.training.event_files import EventFiles
     except ImportError:
         return None
-    return SummaryWriter(str(directory), purge_step=resume_step + 1)
+    return EventFiles(str(directory), purge_step=resume_step + 1)
 
 
 def _rounded(value: float) -> float:
