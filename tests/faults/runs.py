@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -48,6 +49,10 @@ def write_data(folder):
     return folder
 
 
+TRAIN = (sys.executable, "-u", "-m", "aromni_jax.cli.main", "train")
+RECORDED = (sys.executable, "-u", "-m", "tests.faults.recorded")
+
+
 class Training:
     """One `aromni train` (or a script that starts it), reading its output while it runs.
 
@@ -56,14 +61,13 @@ class Training:
       first_step: seconds from the start to the first line of a step.
     """
 
-    def __init__(self, run, data, *settings, command=None, **environment):
+    def __init__(self, run, data, *settings, command=TRAIN, name="stderr", **environment):
         self.run, self.lines, self.errors, self.first_step = run, [], "", None
-        command = command or [sys.executable, "-u", "-m", "aromni_jax.cli.main", "train"]
         words = ["--config", CONFIG, "--run-dir", run, "--set", f"data.path={data}", *settings]
         fast = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         fast |= {"JAX_COMPILATION_CACHE_DIR": str(data.parent / "compiled"), "AROMNI_PYTHON": sys.executable}
         fast |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        self._errors_file = run.with_name(run.name + ".stderr")
+        self._errors_file = run.with_name(f"{run.name}.{name}")
         run.parent.mkdir(parents=True, exist_ok=True)
         self._start = time.monotonic()
         with open(self._errors_file, "wb") as errors:
@@ -128,15 +132,31 @@ def finish(run, data, *settings, **more):
     return again
 
 
+@contextlib.contextmanager
+def processes(count, run, data, *settings, recorded=()):
+    """So many processes as one run, of a device each; what each reads is written to its file of `recorded`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with contextlib.ExitStack() as stack:
+        started = []
+        for index in range(count):
+            words = ["--coordinator", address, "--processes", count, "--process-id", index]
+            command = [*RECORDED, recorded[index], "train"] if recorded else TRAIN
+            one = training(run, data, *settings, command=[*command, *words], name=f"stderr-{index}")
+            started.append(stack.enter_context(one))
+        yield started
+
+
 def copy(run, to):
     """The run folder as it lies there, under another name."""
     shutil.copytree(run, to)
     return to
 
 
-def checksums(run):
+def checksums(run, step=STEPS):
     """Of all arrays of the last checkpoint, optimiser included."""
-    last = run / store.CHECKPOINTS / str(STEPS) / store.METADATA / store.METADATA
+    last = run / store.CHECKPOINTS / str(step) / store.METADATA / store.METADATA
     return json.loads(last.read_text())["checksums"]
 
 
