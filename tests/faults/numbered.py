@@ -6,7 +6,7 @@ from aromni_jax.data import Manifest, Record
 from aromni_jax.data.manifest import write_manifest, write_split
 from tests.training.small_run import ROW, VOCABULARY
 
-COUNT = 4800  # four in a row: 1,200 rows, 150 batches an epoch
+COUNT = 960  # four in a row: 240 rows, 30 batches an epoch
 _DIGITS = len(VOCABULARY.text)
 
 

@@ -20,7 +20,8 @@ from tests.faults.slow_reads import slow_reads
 from tests.training.small_run import VOCABULARY
 
 pytestmark = pytest.mark.faults
-SHORT = ("train.steps=120", "train.checkpoint_every=20")
+STEPS = 40
+SHORT = (f"train.steps={STEPS}", "train.checkpoint_every=10", "train.log_every=2")
 
 
 def ended(started, codes):
@@ -61,7 +62,7 @@ def test_two_and_four_train_as_one(pair, data, tmp_path):
 def test_one_of_two_killed_in_a_step(pair, data, tmp_path, note):
     run = tmp_path / "run"
     with runs.processes(2, run, data, *SHORT) as (first, second):
-        first.reach(60)
+        first.reach(24)
         second.process.kill()
         start = time.monotonic()
         assert first.end() == 1
@@ -69,7 +70,7 @@ def test_one_of_two_killed_in_a_step(pair, data, tmp_path, note):
     said = first.last_error
     assert said.startswith("aromni: process 0 of 2 lost another one in the middle of a step"), first.errors
     again = finish(2, run, data, *SHORT)
-    assert runs.checksums(run, 120) == runs.checksums(pair, 120)
+    assert runs.checksums(run, STEPS) == runs.checksums(pair, STEPS)
     note("kill -9 of one of two processes in a step", said, "a checkpoint; the end is equal", again)
 
 
@@ -78,7 +79,7 @@ def test_one_of_two_killed_while_saving(pair, data, tmp_path, note):
         run = tmp_path / str(attempt)
         folder = run / store.CHECKPOINTS
         with runs.processes(2, run, data, *SHORT) as (first, second):
-            first.reach(10)
+            first.reach(4)
             while not store.complete_steps(run) or not list(folder.glob("[0-9]*.orbax-checkpoint-tmp*")):
                 assert first.process.poll() is None
             second.process.kill()
@@ -89,7 +90,7 @@ def test_one_of_two_killed_while_saving(pair, data, tmp_path, note):
     step = int(partial[0].name.split(".")[0])
     kept = store.complete_steps(run)[-1]
     again = finish(2, run, data, *SHORT)
-    assert runs.checksums(run, 120) == runs.checksums(pair, 120)
+    assert runs.checksums(run, STEPS) == runs.checksums(pair, STEPS)
     said = first.last_error
     note(
         f"kill -9 of one of two while checkpoint {step} is written", said, f"checkpoint {kept}; the end is equal", again
@@ -99,7 +100,7 @@ def test_one_of_two_killed_while_saving(pair, data, tmp_path, note):
 def test_a_hung_reader_of_one_ends_both(pair, data, tmp_path, note):
     run = tmp_path / "run"
     with runs.processes(2, run, data, "data.timeout_seconds=3", *SHORT) as (first, second):
-        first.reach(40)
+        first.reach(14)
         with slow_reads(second.pid, data / runs.ROWS, 1000):
             start = time.monotonic()
             first.until(None)
@@ -110,17 +111,17 @@ def test_a_hung_reader_of_one_ends_both(pair, data, tmp_path, note):
     said = first.last_error
     assert said.startswith(f"aromni: process 1 of 2 failed: no data for 3 s: {data / runs.ROWS} record ")
     again = finish(2, run, data, *SHORT)
-    assert runs.checksums(run, 120) == runs.checksums(pair, 120)
+    assert runs.checksums(run, STEPS) == runs.checksums(pair, STEPS)
     note("hung reader of one of two processes", said, "a checkpoint; the end is equal", again)
 
 
 def test_two_then_four_then_one(data, tmp_path, note):
     """Stopped twice, and gone on with by another number of processes: every example in its place, none twice."""
     numbered, run, read = write_numbers(tmp_path / "data"), tmp_path / "run", []
-    settings = ["train.steps=300", "train.checkpoint_every=1000", "optimizer.peak_lr=1e-3"]
+    settings = ["train.steps=60", "train.checkpoint_every=1000", "train.log_every=2"]
     config = load_config(f"{runs.ROOT / runs.CONFIG}:{numbered}", settings)
     graces = []
-    for count, stop_at in ((2, 80), (4, 180), (1, None)):
+    for count, stop_at in ((2, 16), (4, 36), (1, None)):
         files = [tmp_path / f"{count}-{index}.jsonl" for index in range(count)]
         with runs.processes(count, run, numbered, *settings, recorded=files) as started:
             if stop_at:
@@ -139,8 +140,8 @@ def test_two_then_four_then_one(data, tmp_path, note):
             read.append([parts[0][0], list(itertools.chain(*(examples for _, examples in parts)))])
     assert max(graces) < 20, "a machine that is taken away waits for 30 s"
     batches = pipeline.batches(config.data, config.loss, VOCABULARY)
-    assert read == [[step, numbers(next(batches))] for step in range(1, 301)]
-    for epoch in (read[:150], read[150:]):
+    assert read == [[step, numbers(next(batches))] for step in range(1, 61)]
+    for epoch in (read[:30], read[30:]):
         assert sorted(itertools.chain(*(examples for _, examples in epoch))) == list(range(COUNT))
     runs.finish(tmp_path / "straight", numbered, *settings)
     close(run, tmp_path / "straight", 1e-3)
