@@ -32,7 +32,7 @@ _GRACE_SECONDS = 60.0  # JAX's own limit is so much later than ours: it ends the
 _SHARED_SECONDS = 15.0  # for a file to be seen on the other hosts
 _LOOK_SECONDS = 3.0  # how often a process looks whether another one has failed
 _FAILED = "aromni/failed"
-_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "Connection reset", "Connection closed")  # a collective without its partner
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection reset")  # what is said of a partner that left
 
 _waits: collections.Counter[str] = collections.Counter()
 _exit_code: list[int] = []
@@ -128,7 +128,7 @@ def failing_alone() -> Iterator[None]:
                 time.sleep(2 * _LOOK_SECONDS)
             if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST):
                 raise UserError(
-                    f"process {state.process_id} of {state.num_processes} lost another one in the middle of a step "
+                    f"process {state.process_id} of {state.num_processes} lost another one "
                     f"({str(error).splitlines()[0]}); the others' logs say why"
                 ) from error
         raise
