@@ -227,6 +227,18 @@ def failure_reason(error: BaseException) -> str:
     return (text.splitlines()[0] if text else type(error).__name__)[:200]
 
 
+def _without_orbax(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The hook for what cannot be raised, but for the tasks that a failed call of Orbax has left."""
+
+    def hear(lost: Any) -> None:
+        code = getattr(lost.object, "cr_code", None)
+        left = code is not None and "orbax" in code.co_filename
+        if not left and str(lost.exc_value) != "Event loop is closed":
+            hook(lost)
+
+    return hear
+
+
 def _key(entry: Any) -> str:
     for attribute in ("key", "idx", "name"):
         if hasattr(entry, attribute):
@@ -282,7 +294,8 @@ def attempt(action: Callable[[], Result]) -> tuple[Result | None, Exception | No
             return action(), None
         except Exception as error:  # whatever the libraries below raise
             failure = error.with_traceback(None)
-        gc.collect()  # the abandoned tasks go now, while their last words are not heard
+        gc.collect()  # the abandoned tasks go now, while their last words are not heard,
+        hook, levels[1] = _without_orbax(hook), logging.CRITICAL  # or, on a busy machine, later
         return None, failure
     finally:
         sys.unraisablehook = hook
