@@ -44,19 +44,22 @@ def note(data, tmp_path, request):
         for folder, name in ((tmp_path, "RUNS"), (data, "DATA"), (data.parent, "RUNS")):
             said = said.replace(str(folder), name)
         said = re.sub(r"\s+", " ", said).replace("|", "/").strip()
-        _rows.append((fault, said or "(nothing)", survived, f"{again.first_step:.1f}"))
+        line = f"| {' | '.join((fault, said or '(nothing)', survived, f'{again.first_step:.1f}'))} |"
+        _rows.append((f"| {fault}", line))
 
     return add
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the table; FAULT_TABLE=FILE also writes it."""
+    """Print the table; FAULT_TABLE=FILE also writes it (rows of faults that were not done this time stay)."""
     if not _rows:
         return
-    lines = [f"| {' | '.join(row)} |" for row in (TITLE, ("---",) * len(TITLE), *_rows)]
-    terminalreporter.write_line("\n".join(lines))
+    head, new = [f"| {' | '.join(row)} |" for row in (TITLE, ("---",) * len(TITLE))], dict(_rows)
+    terminalreporter.write_line("\n".join([*head, *new.values()]))
     if file := os.environ.get("FAULT_TABLE"):
-        pathlib.Path(file).write_text(_head() + "\n".join(lines) + "\n")
+        old = pathlib.Path(file).read_text().splitlines() if pathlib.Path(file).is_file() else []
+        kept = {line.split(" | ")[0]: line for line in old if line.startswith("| ") and line not in head}
+        pathlib.Path(file).write_text(_head() + "\n".join([*head, *(kept | new).values()]) + "\n")
 
 
 def _head():
