@@ -21,7 +21,8 @@ from tests.training.small_run import VOCABULARY
 
 pytestmark = pytest.mark.faults
 STEPS = 40
-SHORT = (f"train.steps={STEPS}", "train.checkpoint_every=10", "train.log_every=2")
+# A large epsilon: AdamW makes steps of full size of gradients that are nothing but rounding.
+SHORT = (f"train.steps={STEPS}", "train.checkpoint_every=10", "train.log_every=2", "optimizer.eps=1e-3")
 
 
 def ended(started, codes):
@@ -55,8 +56,8 @@ def close(one, other, tolerance):
 def test_two_and_four_train_as_one(pair, data, tmp_path):
     runs.finish(tmp_path / "one", data, *SHORT)
     finish(4, tmp_path / "four", data, *SHORT)
-    close(pair, tmp_path / "one", 1e-3)
-    close(tmp_path / "four", tmp_path / "one", 1e-3)
+    close(pair, tmp_path / "one", 1e-4)
+    close(tmp_path / "four", tmp_path / "one", 1e-4)
 
 
 def test_one_of_two_killed_in_a_step(pair, data, tmp_path, note):
@@ -115,7 +116,7 @@ def test_a_hung_reader_of_one_ends_both(pair, data, tmp_path, note):
 def test_two_then_four_then_one(data, tmp_path, note):
     """Stopped twice, and gone on with by another number of processes: every example in its place, none twice."""
     numbered, run, read = write_numbers(tmp_path / "data"), tmp_path / "run", []
-    settings = ["train.steps=60", "train.checkpoint_every=1000", "train.log_every=2"]
+    settings = ["train.steps=60", "train.checkpoint_every=1000", "train.log_every=2", "optimizer.eps=1e-3"]
     config = load_config(f"{runs.ROOT / runs.CONFIG}:{numbered}", settings)
     graces = []
     for count, stop_at in ((2, 16), (4, 36), (1, None)):
@@ -141,7 +142,7 @@ def test_two_then_four_then_one(data, tmp_path, note):
     for epoch in (read[:30], read[30:]):
         assert sorted(itertools.chain(*(examples for _, examples in epoch))) == list(range(COUNT))
     runs.finish(tmp_path / "straight", numbered, *settings)
-    close(run, tmp_path / "straight", 1e-3)
+    close(run, tmp_path / "straight", 1e-4)
     note(
         "SIGTERM to 2 processes, gone on with by 4; SIGTERM; by 1",
         f"stopped by preemption, all within {max(graces):.1f} s",
