@@ -11,7 +11,7 @@ SHIPPED := runs/shipped$(OF_WORLD)
 STEPS ?=
 BENCH_DATA ?= runs/bench/data
 
-.PHONY: help env env-demo demo shipped ablations bench test test-slow test-gpu lint format clean
+.PHONY: help env env-demo demo shipped ablations bench test test-slow test-faults test-gpu lint format clean
 
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ test: env  ## the tests (under 15 minutes on 2 cores)
 
 test-slow: env  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+test-faults: env  ## kill, damage, fill up, slow down: real runs that go on nevertheless; writes benchmarks/results/faults.md
+	FAULT_TABLE=benchmarks/results/faults.md $(BIN)/python -m pytest -m faults tests/faults
 
 test-gpu: env  ## the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

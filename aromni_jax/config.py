@@ -168,6 +168,8 @@ class DataConfig:
       mixture: component -> weight; empty = the whole of `path` as one component.
       packing: "offline": best-fit rows written by `prepare`; "online": first-fit while reading.
       on_bad_record: "stop" at the first bad record, or "skip" and count.
+      prefetch: batches made ahead.
+      timeout_seconds: a run whose next batch has not come after so long ends, and names what was being read.
     """
 
     path: str = ""
@@ -178,9 +180,10 @@ class DataConfig:
     packing: Literal["offline", "online"] = "offline"
     on_bad_record: Literal["stop", "skip"] = "stop"
     prefetch: int = 2
+    timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "data", "sequence_length", "batch_size")
+        _require_positive(self, "data", "sequence_length", "batch_size", "prefetch", "timeout_seconds")
         object.__setattr__(self, "mixture", dict(self.mixture))
 
 

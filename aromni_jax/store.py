@@ -11,6 +11,7 @@ Only nested dicts of arrays are stored: readable by anyone, untouched by changes
 from __future__ import annotations
 
 import gc
+import io
 import json
 import logging
 import os
@@ -96,7 +97,7 @@ def check_shapes(directory: pathlib.Path, expected: Tree) -> Tree:
       Damaged: no readable arrays.
       UserError: other names or shapes.
     """
-    with ocp.StandardCheckpointer() as reader:
+    with _reader() as reader:
         found, _ = attempt(lambda: reader.metadata(directory.absolute()).item_metadata.tree)
     if found is None:
         raise Damaged(f"{directory}: holds no readable arrays")
@@ -120,19 +121,42 @@ def read_arrays(directory: pathlib.Path, abstract: Tree, expected_checksums: Map
       Damaged: unreadable, or other bits than were written.
       UserError: other names or shapes than asked for.
     """
+    tree = read_unchecked(directory, abstract)
+    check_bits(directory, tree, expected_checksums)
+    return jax.tree.map(lambda array, want: array.astype(want.dtype), tree, abstract)
+
+
+def read_unchecked(directory: pathlib.Path, abstract: Tree) -> Tree:
+    """Read arrays in their stored dtypes. Of several processes each reads its shards, and waits for no other.
+
+    Raises:
+      Damaged: unreadable.
+      UserError: other names or shapes than asked for.
+    """
     as_stored = jax.tree.map(
         lambda want, have: jax.ShapeDtypeStruct(want.shape, have.dtype, sharding=want.sharding),
         abstract,
         check_shapes(directory, abstract),
     )
-    with ocp.StandardCheckpointer() as reader:
+    with _reader() as reader:
         tree, _ = attempt(lambda: reader.restore(directory.absolute(), as_stored))
     if tree is None:
         raise Damaged(f"{directory}: cannot be read, a file is missing, cut off or damaged")
+    return tree
+
+
+def _reader() -> ocp.StandardCheckpointer:
+    """For this process alone: Orbax's own waits, at the end of reading, for all others, also for one that could not."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
+def check_bits(directory: pathlib.Path, tree: Tree, expected_checksums: Mapping[str, int]) -> None:
+    """Damaged if the arrays read from `directory` are not what was written; every process of several has to call it."""
     for name, value in checksums(tree).items():
         if expected_checksums.get(name) != value:
             raise Damaged(f"{directory}: array {name} is damaged (its checksum differs)")
-    return jax.tree.map(lambda array, want: array.astype(want.dtype), tree, abstract)
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -173,6 +197,27 @@ def write_text(file: pathlib.Path, text: str) -> None:
         raise unwritable(file, error) from None
 
 
+def append(file: io.FileIO, data: bytes) -> None:
+    """Add to the end of an unbuffered file all of the data, or nothing and OSError."""
+    before = file.seek(0, os.SEEK_END)
+    rest = memoryview(data)
+    try:
+        while rest:  # a full disk takes a part first, and says so when asked to take the rest
+            rest = rest[file.write(rest) :]
+    except OSError:
+        file.truncate(before)
+        raise
+
+
+def append_line(file: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Add a JSON object as a line to the end of a file, whole or not at all; UserError if the disk does not take it."""
+    try:
+        with open(file, "ab", buffering=0) as out:
+            append(out, json.dumps(values).encode() + b"\n")
+    except OSError as error:
+        raise unwritable(file, error) from None
+
+
 def unwritable(file: pathlib.Path, error: OSError) -> UserError:
     """The error for a file that cannot be written; the system's own often does not name it."""
     return UserError(f"cannot write {file} ({error.strerror or error}); check the folder and the free space")
@@ -191,6 +236,18 @@ def failure_reason(error: BaseException) -> str:
         if known in text:
             return known
     return (text.splitlines()[0] if text else type(error).__name__)[:200]
+
+
+def _without_orbax(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The hook for what cannot be raised, but for the tasks that a failed call of Orbax has left."""
+
+    def hear(lost: Any) -> None:
+        code = getattr(lost.object, "cr_code", None)
+        left = code is not None and "orbax" in code.co_filename
+        if not left and str(lost.exc_value) != "Event loop is closed":
+            hook(lost)
+
+    return hear
 
 
 def _key(entry: Any) -> str:
@@ -248,7 +305,8 @@ def attempt(action: Callable[[], Result]) -> tuple[Result | None, Exception | No
             return action(), None
         except Exception as error:  # whatever the libraries below raise
             failure = error.with_traceback(None)
-        gc.collect()  # the abandoned tasks go now, while their last words are not heard
+        gc.collect()  # the abandoned tasks go now, while their last words are not heard,
+        hook, levels[1] = _without_orbax(hook), logging.CRITICAL  # or, on a busy machine, later
         return None, failure
     finally:
         sys.unraisablehook = hook

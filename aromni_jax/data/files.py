@@ -12,6 +12,7 @@ from types import TracebackType
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from aromni_jax.data import reading
 from aromni_jax.data.record import Record
 from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import JointVocabulary
@@ -77,9 +78,10 @@ class RecordFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
-        if not self.path.is_file():
-            raise UserError(f"{self.path}: no such file; make it with `aromni prepare`")
-        self._reader = ArrayRecordReader(str(self.path))
+        with reading.noted(self.path):
+            if not self.path.is_file():
+                raise UserError(f"{self.path}: no such file; make it with `aromni prepare`")
+            self._reader = ArrayRecordReader(str(self.path))
         if not self._reader.ok():
             raise UserError(f"{self.path}: cut off or no ArrayRecord file; make it again with `aromni prepare`")
         self._lock = threading.Lock()
@@ -91,7 +93,7 @@ class RecordFile:
         if not 0 <= index < len(self):
             raise IndexError(index)
         try:
-            with self._lock:
+            with reading.noted(self.path, self.where(index)), self._lock:
                 # A range is read in this thread; a list of indices goes to a pool of threads, and takes milliseconds.
                 return self._reader.read(index, index + 1)[0]
         except RuntimeError as error:

@@ -87,7 +87,7 @@ def batches(
     if config.packing == "offline":
         rows = {name: RowSource(file, vocabulary, config.sequence_length, bad) for name, file in files.items()}
         dataset = _mixed(config, rows).batch(local)[mine].map(to_batch)
-        return _OfflineBatches(dataset, bad, config.prefetch, start_step)
+        return _OfflineBatches(dataset, bad, config, start_step)
     examples = {name: ExampleSource(file, vocabulary, config.sequence_length, bad) for name, file in files.items()}
     packed = grain.experimental.FirstFitPackIterDataset(
         _mixed(config, examples)[mine].to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)),
@@ -96,7 +96,7 @@ def batches(
         seed=config.seed,
         max_sequences_per_bin=MAX_SEGMENTS,
     )
-    stream = _OnlineBatches(packed.batch(local).map(to_batch), bad, config.prefetch, process_count)
+    stream = _OnlineBatches(packed.batch(local).map(to_batch), bad, config, process_count)
     for _ in range(start_step):
         next(stream)
     return stream
@@ -119,6 +119,18 @@ def epoch(
     Raises:
       UserError: as `batches`.
     """
+    made = _epoch(config, loss, vocabulary, split, process_index, process_count)
+    return Prefetch(made, config.prefetch, config.timeout_seconds)
+
+
+def _epoch(
+    config: DataConfig,
+    loss: LossConfig,
+    vocabulary: JointVocabulary,
+    split: str,
+    process_index: int,
+    process_count: int,
+) -> Iterator[Batch]:
     local = _local_rows(config, process_count)
     manifest = _open(config, vocabulary)
     source: Sequence[Arrays] | RowSource
@@ -171,7 +183,10 @@ def _files(config: DataConfig, manifest: Manifest, split: str, packing: str) -> 
     else:
         names = {split: [manifest.joint[split].rows]}
     folder = pathlib.Path(config.path)
-    sources = {name: Concatenated([RecordFile(folder / file) for file in files]) for name, files in names.items()}
+    sources = {}
+    for name, files in names.items():
+        opened = Prefetch((RecordFile(folder / file) for file in files), 1, config.timeout_seconds)
+        sources[name] = Concatenated(list(opened))
     for name, source in sources.items():
         if not len(source):
             raise UserError(f"{config.path}: {name} is empty")
@@ -221,9 +236,9 @@ def _positions(segment_ids_bs: np.ndarray) -> np.ndarray:
 class _Stream(Batches):
     """Batches and the state after each, made ahead in one thread: rows are small, and a CPU run needs its cores."""
 
-    def __init__(self, bad: BadRecords, prefetch: int, state: dict[str, Any]) -> None:
+    def __init__(self, bad: BadRecords, config: DataConfig, state: dict[str, Any]) -> None:
         self.bad = bad
-        self._prefetch = prefetch
+        self._config = config
         self._start(state)
 
     @abc.abstractmethod
@@ -232,7 +247,7 @@ class _Stream(Batches):
 
     def _start(self, state: dict[str, Any]) -> None:
         self._state = state
-        self._ahead = Prefetch(self._items(state), self._prefetch)
+        self._ahead = Prefetch(self._items(state), self._config.prefetch, self._config.timeout_seconds)
 
     def __next__(self) -> Batch:
         batch, self._state = next(self._ahead)
@@ -243,9 +258,9 @@ class _Stream(Batches):
 
 
 class _OfflineBatches(_Stream):
-    def __init__(self, dataset: grain.MapDataset, bad: BadRecords, prefetch: int, step: int) -> None:
+    def __init__(self, dataset: grain.MapDataset, bad: BadRecords, config: DataConfig, step: int) -> None:
         self._dataset = dataset
-        super().__init__(bad, prefetch, {"step": step})
+        super().__init__(bad, config, {"step": step})
 
     def _items(self, state: dict[str, Any]) -> Iterator[tuple[Batch, dict[str, Any]]]:
         return _indexed(self._dataset, state["step"])
@@ -258,10 +273,10 @@ class _OfflineBatches(_Stream):
 
 
 class _OnlineBatches(_Stream):
-    def __init__(self, dataset: grain.IterDataset, bad: BadRecords, prefetch: int, process_count: int) -> None:
+    def __init__(self, dataset: grain.IterDataset, bad: BadRecords, config: DataConfig, process_count: int) -> None:
         self._dataset = dataset
         self._process_count = process_count
-        super().__init__(bad, prefetch, {"grain": iter(dataset).get_state(), "processes": process_count})
+        super().__init__(bad, config, {"grain": iter(dataset).get_state(), "processes": process_count})
 
     def _items(self, state: dict[str, Any]) -> Iterator[tuple[Batch, dict[str, Any]]]:
         return _iterated(self._dataset, state)

@@ -13,6 +13,8 @@ import weakref
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+from aromni_jax.data.reading import Patience
+
 _T = TypeVar("_T")
 _POLL_SECONDS = 0.2  # how soon an abandoned thread notices
 
@@ -20,20 +22,28 @@ _POLL_SECONDS = 0.2  # how soon an abandoned thread notices
 class Prefetch(Iterator[_T], Generic[_T]):
     """Yields what `items` yields, made up to `size` ahead; an error is raised where its item would have come.
 
-    `size` 0 runs in the caller's thread. Dropping the object (or `stop`) ends the thread.
+    Dropping the object (or `stop`) ends the thread.
+
+    Args:
+      timeout: seconds that one item may take; UserError, which says what is being read, when it takes longer. Long
+        waits are told of before. None: as long as it takes, in silence.
     """
 
-    def __init__(self, items: Iterator[_T], size: int) -> None:
-        self._items = items
-        self._worker = _Worker(items, size) if size > 0 else None
-        if self._worker:
-            weakref.finalize(self, self._worker.stopped.set)
-            self._worker.start()
+    def __init__(self, items: Iterator[_T], size: int, timeout: float | None = None) -> None:
+        self._timeout = timeout
+        self._worker = _Worker(items, size)
+        weakref.finalize(self, self._worker.stopped.set)
+        self._worker.start()
 
     def __next__(self) -> _T:
-        if self._worker is None:
-            return next(self._items)
-        item, error = self._worker.made.get()
+        patience = None if self._timeout is None else Patience(self._timeout)
+        while True:
+            try:
+                item, error = self._worker.made.get(timeout=None if patience is None else patience.left())
+                break
+            except queue.Empty:
+                if patience is not None:
+                    patience.waited()
         if error is not None:
             self._worker.made.put((None, error))  # asked again, it answers the same
             raise error
@@ -41,8 +51,7 @@ class Prefetch(Iterator[_T], Generic[_T]):
 
     def stop(self) -> None:
         """Make nothing more."""
-        if self._worker:
-            self._worker.stopped.set()
+        self._worker.stopped.set()
 
 
 class _Worker(threading.Thread):

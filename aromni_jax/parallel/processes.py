@@ -32,6 +32,7 @@ _GRACE_SECONDS = 60.0  # JAX's own limit is so much later than ours: it ends the
 _SHARED_SECONDS = 15.0  # for a file to be seen on the other hosts
 _LOOK_SECONDS = 3.0  # how often a process looks whether another one has failed
 _FAILED = "aromni/failed"
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection reset")  # what is said of a partner that left
 
 _waits: collections.Counter[str] = collections.Counter()
 _exit_code: list[int] = []
@@ -110,7 +111,8 @@ def failing_alone() -> Iterator[None]:
     """A process of several that fails in the block ends at once, and so do the others, with its error.
 
     Left to JAX, it would wait for them at its end, and they, in the middle of a step, for it: five minutes of nothing.
-    Whoever started them can start all again.
+    Whoever started them can start all again. One that was killed told nobody; a step that breaks off for that is one
+    line here. (When it was process 0, JAX is the first to notice, and ends all others with words of its own.)
     """
     try:
         yield
@@ -124,6 +126,11 @@ def failing_alone() -> Iterator[None]:
                 _client().key_value_set(_FAILED, reason)
             if state.process_id == 0:  # the service ends with it: time for the others to look
                 time.sleep(2 * _LOOK_SECONDS)
+            if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST):
+                raise UserError(
+                    f"process {state.process_id} of {state.num_processes} lost another one "
+                    f"({str(error).splitlines()[0]}); the others' logs say why"
+                ) from error
         raise
 
 

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import PIL.Image
-from tensorboardX import SummaryWriter
 
 from aromni_jax.config import RunConfig
 from aromni_jax.errors import UserError
+from aromni_jax.training.event_files import EventFiles
 
 Wave = tuple[np.ndarray, int]
 """float32 [n] in [-1, 1], mono, and its rate in hertz."""
@@ -48,8 +48,7 @@ class TensorBoard:
     """Event files in a folder."""
 
     def __init__(self, folder: pathlib.Path, resume_step: int) -> None:
-        # The suffix, since names otherwise tell only second and host, and a second file of that name begins anew.
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1, filename_suffix=f".{resume_step}")
+        self._writer = EventFiles(str(folder), purge_step=resume_step + 1)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -64,7 +63,6 @@ class TensorBoard:
             else:
                 wave_n, rate = sample
                 self._writer.add_audio(name, wave_n, step, sample_rate=rate)
-        self._writer.flush()  # samples are rare, and looked at while the run goes on
 
     def close(self) -> None:
         self._writer.close()

@@ -6,11 +6,15 @@ vocabulary, data state, checksums).
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import pathlib
 import shutil
+import time
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -19,11 +23,14 @@ from aromni_jax import store
 from aromni_jax.config import RunConfig
 from aromni_jax.errors import UserError
 from aromni_jax.model import trained
+from aromni_jax.parallel import exchange, together
 from aromni_jax.training.state import TrainState
 from aromni_jax.vocabulary import JointVocabulary
 
 # Keys of the model config that may change between runs: they alter speed and memory, not the meaning of the parameters.
 _FREE_KEYS = {"compute_dtype", "attention", "remat", "scan_layers", "logits_tile", "max_positions"}
+_SEEN_SECONDS = 15.0  # for a checkpoint to be seen by all hosts
+_T = TypeVar("_T")
 
 
 class Checkpoints:
@@ -36,6 +43,7 @@ class Checkpoints:
         self._keep = keep
         self._manager = self._open()
         self._saving: int | None = None
+        self._newest: int | None = None  # saved or restored by this object: what all processes agree on
 
     def save(
         self,
@@ -55,7 +63,7 @@ class Checkpoints:
           UserError: this write, or the one before, could not be completed (full disk, no permission).
         """
         step = int(state.step)
-        if step in self.steps():
+        if step == self._newest:
             return
         arrays = _split(state)
         metadata = {
@@ -69,7 +77,7 @@ class Checkpoints:
             "checksums": {name: store.checksums(tree) for name, tree in arrays.items()},
         }
         self.wait()
-        self._saving = step
+        self._saving = self._newest = step
         saves = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
         items = ocp.args.Composite(**saves, metadata=ocp.args.JsonSave(metadata))
         self._attempt(lambda: self._manager.save(step, args=items))
@@ -97,6 +105,8 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that is complete and undamaged, and its metadata; None in a fresh run folder.
 
+        Of several processes each reads its part; one that is damaged, or missing, for one of them is so for all.
+
         Args:
           abstract: ShapeDtypeStructs with the shardings of this run's mesh, which may differ from the saved one.
           warn: gets one line for every damaged checkpoint; that one is set aside under the name `damaged-<step>`.
@@ -104,35 +114,66 @@ class Checkpoints:
         Raises:
           UserError: the run has another vocabulary, model or optimiser, or every checkpoint is damaged.
         """
-        steps = self.steps()
+        steps = self._steps_of_all()
         for step in reversed(steps):
             directory = self._folder / str(step)
             try:
-                metadata = read_metadata(directory)
-                _check_same_run(directory, metadata, config, vocabulary)
-                arrays = {
-                    name: store.read_arrays(directory / name, tree, metadata["checksums"][name])
-                    for name, tree in _split(abstract).items()
-                }
+                read = self._agreed(step, functools.partial(_read, directory, abstract, config, vocabulary))
+                state, metadata = self._agreed(step, functools.partial(_checked, directory, *read))
             except store.Damaged as error:
                 warn(f"warning: {error}; falling back to an older checkpoint")
                 self._set_aside(directory)
             else:
-                return _join(abstract, arrays), metadata
+                self._newest = step
+                return _cast(state, abstract), metadata
         if steps:
             raise UserError(f"{self._run}: none of the checkpoints {steps} can be read; start again in a new folder")
         return None
 
+    def _steps_of_all(self) -> list[int]:
+        """Steps that any process sees, oldest first; a little later where a network file system is behind."""
+        seen = [set(json.loads(steps)) for steps in exchange("checkpoints", json.dumps(self.steps()))]
+        found = set().union(*seen)
+        end = time.monotonic() + _SEEN_SECONDS
+        while not found <= set(self.steps()) and time.monotonic() < end:
+            time.sleep(0.2)
+        return sorted(found)
+
+    def _agreed(self, step: int, action: Callable[[], _T]) -> _T:
+        """What the action gives; Damaged, with the words of the first process that found damage, if any did."""
+        result, damage = None, ""
+        with together(f"checkpoint of step {step}"):
+            try:
+                result = action()
+            except store.Damaged as error:
+                damage = str(error)
+        damages = exchange("damage", damage)
+        for index, found in enumerate(damages):
+            if found:
+                raise store.Damaged(found if len(damages) == 1 else f"process {index} of {len(damages)}: {found}")
+        return typing.cast(_T, result)
+
     def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
-        names = (store.PARAMS, store.OPTIMIZER, store.AVERAGE, store.METADATA)
-        return ocp.CheckpointManager(self._folder, options=options, item_names=names)
+        # With the processes named, Orbax meets them over the network by name and with a time limit; otherwise it does
+        # so by a collective of the devices, which waits for ever. It makes no folder then.
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            cleanup_tmp_directories=True,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                active_processes=set(range(jax.process_count())), barrier_sync_key_prefix="checkpoints"
+            ),
+        )
+        return ocp.CheckpointManager(
+            self._folder, options=options, item_names=(store.PARAMS, store.OPTIMIZER, store.AVERAGE, store.METADATA)
+        )
 
     def _set_aside(self, directory: pathlib.Path) -> None:
-        if jax.process_index() == 0:
-            target = directory.with_name(f"damaged-{directory.name}")
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(directory, target)
+        with together("damaged checkpoint"):
+            if jax.process_index() == 0 and directory.exists():
+                target = directory.with_name(f"damaged-{directory.name}")
+                shutil.rmtree(target, ignore_errors=True)
+                os.rename(directory, target)
         self._manager.reload()
 
     def _attempt(self, write: Callable[[], object]) -> None:
@@ -159,6 +200,27 @@ def read_metadata(step_directory: pathlib.Path) -> dict[str, Any]:
     """Metadata of one checkpoint; Damaged if unreadable, UserError if of an unknown layout."""
     file = step_directory / store.METADATA / store.METADATA
     return store.read_description(file)
+
+
+def _read(
+    directory: pathlib.Path, abstract: TrainState, config: RunConfig, vocabulary: JointVocabulary
+) -> tuple[TrainState, dict[str, Any]]:
+    """State in the stored dtypes, its bits not checked, and metadata."""
+    metadata = read_metadata(directory)
+    _check_same_run(directory, metadata, config, vocabulary)
+    arrays = {name: store.read_unchecked(directory / name, tree) for name, tree in _split(abstract).items()}
+    return _join(abstract, arrays), metadata
+
+
+def _checked(directory: pathlib.Path, state: TrainState, metadata: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+    """The same, unless a bit is not as it was written; all processes at once."""
+    for name, tree in _split(state).items():
+        store.check_bits(directory / name, tree, metadata["checksums"][name])
+    return state, metadata
+
+
+def _cast(state: TrainState, abstract: TrainState) -> TrainState:
+    return jax.tree.map(lambda array, want: array.astype(want.dtype), state, abstract)
 
 
 def _split(state: TrainState) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -16,7 +15,7 @@ import jax
 import aromni_jax
 from aromni_jax import store
 from aromni_jax.config import RunConfig
-from aromni_jax.model import flops_per_token, parameter_counts
+from aromni_jax.model import flops_per_token, parameter_counts, trained
 from aromni_jax.vocabulary import JointVocabulary
 
 FILE = "history.jsonl"
@@ -66,9 +65,11 @@ def note_start(
         },
         "vocabulary": vocabulary.to_dict(),
         "parameters": parameter_counts(config.model),
-        "flops_per_token": flops_per_token(config.model, config.data.sequence_length),
+        "flops_per_token": flops_per_token(
+            config.model, config.data.sequence_length, trained=trained(config, vocabulary).table
+        ),
     }
-    _append(run_directory / FILE, line)
+    store.append_line(run_directory / FILE, line)
 
 
 def note_end(run_directory: pathlib.Path, step: int, stopped_by: str | None, seconds: Mapping[str, float]) -> None:
@@ -84,19 +85,11 @@ def note_end(run_directory: pathlib.Path, step: int, stopped_by: str | None, sec
     if jax.process_index() == 0:
         spent = {name: round(value, 3) for name, value in seconds.items()}
         line = {"kind": "end", "time": _now(), "step": step, "stopped_by": stopped_by, "seconds": spent}
-        _append(run_directory / FILE, line)
+        store.append_line(run_directory / FILE, line)
 
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _append(file: pathlib.Path, line: Mapping[str, Any]) -> None:
-    try:
-        with open(file, "ab", buffering=0) as out:
-            out.write(json.dumps(line).encode() + b"\n")
-    except OSError as error:
-        raise store.unwritable(file, error) from None
 
 
 def processor() -> str:

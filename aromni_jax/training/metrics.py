@@ -86,8 +86,9 @@ def summary(metrics: Metrics, perceptual_weight: float) -> dict[str, float]:
 class MetricsLog:
     """`metrics.jsonl` in the run folder: one JSON object a line; and the same numbers on the run's boards.
 
-    A line is appended by a single write, so a killed run leaves whole lines. Opening at step n drops the lines after n,
-    which a resumed run is about to write again. Of several processes, which all know the same, the first one writes.
+    A line is appended whole or not at all, also by a killed run or on a full disk. Opening at step n drops the lines
+    after n, which a resumed run is about to write again. Of several processes, which all know the same, the first one
+    writes.
 
     Attributes:
       dropped: training lines that a resumed run writes again.
@@ -110,12 +111,7 @@ class MetricsLog:
         if not self._writes:
             return
         finite = {name: _rounded(value) if math.isfinite(value) else None for name, value in values.items()}
-        line = json.dumps({"step": step, "kind": kind, **finite}) + "\n"
-        try:
-            with open(self.file, "ab", buffering=0) as file:
-                file.write(line.encode())
-        except OSError as error:
-            raise store.unwritable(self.file, error) from None
+        store.append_line(self.file, {"step": step, "kind": kind, **finite})
         for board in self._boards:
             board.numbers(step, {f"{kind}/{name}": value for name, value in values.items()})
 
@@ -131,15 +127,15 @@ class MetricsLog:
 
 
 def read_log(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Whole lines of a metrics log; a torn last line is dropped; [] if there is no file."""
+    """Whole lines of a metrics log; what a crash of the machine has torn is dropped; [] if there is no file."""
     if not file.exists():
         return []
     lines = []
-    for text in file.read_text().splitlines():
+    for text in file.read_text(errors="replace").splitlines():
         try:
             lines.append(json.loads(text))
         except ValueError:
-            break
+            continue
     return lines
 
 

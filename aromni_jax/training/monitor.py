@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aromni_jax import data
 from aromni_jax.config import RunConfig
 from aromni_jax.errors import UserError
 from aromni_jax.model import Trained
 from aromni_jax.training.metrics import Metrics, MetricsLog, summary
 from aromni_jax.training.optimizer import learning_rate
 from aromni_jax.training.progress import MFU, Clock, Progress, model_flops_utilisation
+
+_SLOW_SECONDS, _SLOW_SHARE = 1.0, 0.25  # of a window's steps: waits for data beyond both are told of
 
 
 class Monitor:
@@ -87,5 +90,11 @@ class Monitor:
             values[MFU] = utilisation
         self._log.write(done, "train", values)
         self._progress.show(done, values)
+        slowest = data.slowest_file()
+        if slowest and self.clock.waited > max(_SLOW_SECONDS, _SLOW_SHARE * seconds):
+            self._progress.line(
+                f"note: {self.clock.waited:.1f} of {seconds:.1f} s were spent waiting for data; slowest to read: "
+                f"{slowest[0]} ({slowest[1]:.1f} s)"
+            )
         self._window = None
         self.clock.restart()

@@ -268,11 +268,3 @@ def test_a_dropped_stream_ends_its_thread(packing, make_data_set, vocabulary):
     gc.collect()
     worker.join(timeout=5)
     assert not worker.is_alive()
-
-
-def test_without_prefetch_the_stream_is_the_same(make_data_set, vocabulary):
-    config = config_of(make_data_set())
-    ahead = batches(dataclasses.replace(config, prefetch=3), LOSS, vocabulary)
-    plain = batches(dataclasses.replace(config, prefetch=0), LOSS, vocabulary)
-    assert all(same(a, b) for a, b in zip(take(ahead, 5), take(plain, 5), strict=True))
-    assert ahead.get_state() == plain.get_state() == {"step": 5}

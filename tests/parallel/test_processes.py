@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,25 +13,42 @@ import pytest
 
 from aromni_jax.errors import UserError
 from aromni_jax.parallel import check_shared, exchange, initialize_distributed, same_everywhere, together
+from aromni_jax.training.checkpoints import Checkpoints
+from tests.training import small_run
+from tests.training.test_checkpoints import RUN, largest_file, random_state
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
+def seen_otherwise(runs):
+    """Three checkpoints as two hosts see them: for the second one the last is missing and the one before cut off."""
+    checkpoints = Checkpoints(runs / "0", keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(random_state(small_run.one_device(), step), RUN, small_run.VOCABULARY, {"step": step})
+    checkpoints.close()
+    shutil.copytree(runs / "0", runs / "1")
+    shutil.rmtree(runs / "1/checkpoints/3")
+    file = largest_file(runs / "1/checkpoints/2/params")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """What both processes found, and the last words of the first, which waits while the second fails."""
-    shared, other = tmp_path_factory.mktemp("shared"), tmp_path_factory.mktemp("other")
+    shared, other, runs = (tmp_path_factory.mktemp(name) for name in ("shared", "other", "runs"))
+    seen_otherwise(runs)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     # A test does not want to wait as long as a pod may need.
     code = (
         "import aromni_jax.parallel.processes as p; p._SHARED_SECONDS = 0.5; p._LOOK_SECONDS = 0.1\n"
+        "import aromni_jax.training.checkpoints as c; c._SEEN_SECONDS = 0.5\n"
         "from tests.parallel.pair import main\n"
     )
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", f"{code}main({port}, {index}, {str(shared)!r}, {str(other)!r})"],
+            [sys.executable, "-c", f"{code}main({port}, {index}, {str(shared)!r}, {str(other)!r}, {str(runs)!r})"],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"},
         )
@@ -62,6 +80,16 @@ def test_what_fails_on_one_fails_on_all(pair):
 def test_a_difference_is_named(pair):
     for found in pair[:2]:
         assert found["not the same"].startswith("run: train.steps is 20 on process 0 and 21 on process 1: start every")
+
+
+def test_they_go_on_from_the_same_checkpoint(pair):
+    """The newest that both can read; what one of them lacks is set aside, with one line, and no wait is without end."""
+    for found in pair[:2]:
+        first, second = found["restored"]["lines"]
+        assert found["restored"]["step"] == 1 and found["restored"]["saved"] == [1]
+        assert first.startswith("warning: process 1 of 2: ") and "checkpoints/3/metadata" in first
+        assert "checkpoints/2/params: cannot be read" in second
+    assert pair[0]["restored"]["left"] == [1]
 
 
 def test_a_folder_of_ones_own_is_refused(pair):
