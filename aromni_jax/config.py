@@ -77,9 +77,9 @@ class ModelConfig:
       compute_dtype, param_dtype: "float32" or "bfloat16"; norms, softmax, RoPE and logits are float32 always.
       attention: of whole rows: "xla" (score matrices, anywhere), "blocked" (for CPUs), "fused" (splash attention on a
         TPU, cuDNN on a GPU, "xla" elsewhere and for shapes that those do not take).
-      remat: what the backward pass recomputes: "none"; "dots": all but matrix products; "qkv": all but queries, keys
-        and values as attention takes them; "full": all of a layer, from its input; "offload": the same, from an input
-        that waits in the host's memory.
+      remat: what the backward pass recomputes: "none"; "dots": all but matrix products; "qkv": all but the
+        products that make queries, keys and values; "full": all of a layer, from its input; "offload": the same, from
+        an input that waits in the host's memory.
       scan_layers: one compiled layer looped over, or every layer unrolled (longer to compile, faster on a CPU).
       perceptual_dim: width of the image codebook that the perceptual projection maps to; 0 = no projection.
       logits_tile: columns of the vocabulary per tile of the cross entropy; 0 = one tile.

@@ -112,7 +112,7 @@ def _figures(
 ) -> dict[str, Any]:
     chip, tokens = target.chip, trial.rows * length
     per_token = flops_per_token(model, length, trained=table)
-    analytic = per_token * tokens
+    analytic, policy = per_token * tokens, policy_flops(model, length, table)
     matmuls, kernels, sent = matmul_flops(program), kernel_flops(program), collectives(program)
     minimum = fsdp_minimum(model, fsdp, table)
     compiler = program.traffic().cycles / chip.clock
@@ -120,7 +120,8 @@ def _figures(
     return {
         "flops": {"model": analytic, "matmuls": matmuls, "kernels": kernels},
         "flops_over_model": (matmuls + kernels) / analytic,
-        "policy_over_model": policy_flops(model, length, table) / per_token,
+        "policy_over_model": policy / per_token,
+        "matmuls_over_policy": matmuls / ((policy - attention_flops(model, length)) * tokens),
         "collectives": sent,
         "collective_bytes": sum(sent.values()),
         "fsdp_minimum": minimum,
@@ -159,6 +160,12 @@ def policy_flops(model: ModelConfig, length: int, table: Mapping[str, ParamSpec]
     again = forward - head - kept[model.remat]
     tiled = 0 < model.logits_tile < model.vocab_size
     return flops_per_token(model, length, trained=table) + again + (head if tiled else 0)
+
+
+def attention_flops(model: ModelConfig, length: int) -> float:
+    """Of `policy_flops`, what scores and mixes of attention are: the part that kernels do on a TPU."""
+    forward = 2 * model.layers * model.heads * model.head_dim * (length + 1)
+    return forward * (3 if model.remat == "none" else 4)
 
 
 def search(

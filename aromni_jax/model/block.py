@@ -17,7 +17,7 @@ from aromni_jax.model.rope import rotate
 # (q [b,s,h,e], k [b,k,s,e], v [b,k,s,e]) -> [b,s,h,e]: attention over these keys, or over a cache that they join.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 Shard = Callable[..., jax.Array]
-ATTENDED = ("queries", "keys", "values")  # names of what attention takes, for a policy of what is kept
+PROJECTED = ("query", "key", "value")  # names of these products, for a policy of what is kept
 
 
 def block(
@@ -60,7 +60,8 @@ def _attention(
     form: str,
 ) -> jax.Array:
     def heads(name: str, form: str) -> jax.Array:
-        return _product(layer, name, config, x_bsd, ("embed", "heads", "head_dim"), f"bsd,dhe->{form}")
+        made = _product(layer, name, config, x_bsd, ("embed", "heads", "head_dim"), f"bsd,dhe->{form}")
+        return checkpoint_name(made, name)
 
     def turned(name: str) -> jax.Array:
         norm = layer[f"{name}_norm"]
@@ -69,8 +70,7 @@ def _attention(
 
     q_bshe = shard(jnp.einsum(f"{form}->bshe", turned("query")), "batch", "seq", "heads", None)
     k_bkse = jnp.einsum(f"{form}->bhse", turned("key"))
-    v_bkse = heads("value", "bshe").swapaxes(1, 2)
-    mixed_bshe = attend(*map(checkpoint_name, (q_bshe, k_bkse, v_bkse), ATTENDED))
+    mixed_bshe = attend(q_bshe, k_bkse, heads("value", "bshe").swapaxes(1, 2))
     return _product(layer, "out", config, mixed_bshe, ("heads", "head_dim", "embed"), "bshe,hed->bsd")
 
 

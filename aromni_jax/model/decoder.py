@@ -15,7 +15,7 @@ from aromni_jax import parallel
 from aromni_jax.config import ModelConfig
 from aromni_jax.errors import UserError
 from aromni_jax.model.attention import backend
-from aromni_jax.model.block import ATTENDED, Shard, block
+from aromni_jax.model.block import PROJECTED, Shard, block
 from aromni_jax.model.cache import KVCache, LayerCache
 from aromni_jax.model.cached import cached_attend
 from aromni_jax.model.embedding import embed
@@ -28,7 +28,7 @@ Layers = tuple[Params, ...]
 _INPUT = "layer_input"
 _REMAT_POLICIES: dict[str, Callable[..., Any]] = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "qkv": jax.checkpoint_policies.save_only_these_names(*ATTENDED),
+    "qkv": jax.checkpoint_policies.save_only_these_names(*PROJECTED),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],

@@ -76,23 +76,9 @@ def splash_attend(
         None if ids is None else P(q_spec[0], part) for ids, part in zip(segments, (q_spec[2], None), strict=True)
     )
 
-    def own_rows(
-        kernel: splash.SplashAttentionKernel,
-        q_bhse: jax.Array,
-        k_bkte: jax.Array,
-        v_bkte: jax.Array,
-        q_segments_bs: jax.Array | None,
-        k_segments_bt: jax.Array | None,
-    ) -> jax.Array:
-        if queries > 1:  # gathered here, so that backward every device is sent the sums of its own keys only
-            k_bkte, v_bkte = (joined(x, q_spec[2], axis=2) for x in (k_bkte, v_bkte))
-        if not even:
-            return _rows(kernel, q_bhse, k_bkte, v_bkte, q_segments_bs, k_segments_bt)
-        q_segments_bs = None if q_segments_bs is None else deal(q_segments_bs, 1)
-        return collect(_rows(kernel, deal(q_bhse, 2), k_bkte, v_bkte, q_segments_bs, k_segments_bt), 2)
-
+    rows = functools.partial(_rows, gathered_over=q_spec[2] if queries > 1 else None, dealt=even)
     mixed_bhse = jax.shard_map(
-        own_rows, in_specs=(kernel_spec, q_spec, k_spec, k_spec, *segment_specs), out_specs=q_spec, check_vma=False
+        rows, in_specs=(kernel_spec, q_spec, k_spec, k_spec, *segment_specs), out_specs=q_spec, check_vma=False
     )(kernel, q_bhse, k_bkte, v_bkte, *segments)
     return mixed_bhse.swapaxes(1, 2)
 
@@ -104,12 +90,27 @@ def _rows(
     v_bkte: jax.Array,
     q_segments_bs: jax.Array | None,
     k_segments_bt: jax.Array | None,
+    *,
+    gathered_over: str | None = None,
+    dealt: bool = False,
 ) -> jax.Array:
-    """The kernel, which knows no batch."""
+    """The kernel, which knows no batch, on the queries of one device.
+
+    Args:
+      gathered_over: mesh axis over which keys are split; gathered here, so that backward every device is sent the sums
+        of its own keys only.
+      dealt: the kernel is for dealt queries; those given, and the result, are in order.
+    """
+    if gathered_over is not None:
+        k_bkte, v_bkte = (joined(x, gathered_over, axis=2) for x in (k_bkte, v_bkte))
+    if dealt:
+        q_bhse = deal(q_bhse, 2)
+        q_segments_bs = None if q_segments_bs is None else deal(q_segments_bs, 1)
     segments = None
     if q_segments_bs is not None and k_segments_bt is not None:
         segments = splash.SegmentIds(q_segments_bs, k_segments_bt)
-    return cast(jax.Array, jax.vmap(kernel)(q_bhse, k_bkte, v_bkte, segments))
+    mixed_bhse = cast(jax.Array, jax.vmap(kernel)(q_bhse, k_bkte, v_bkte, segments))
+    return collect(mixed_bhse, 2) if dealt else mixed_bhse
 
 
 def _splash_kernel(

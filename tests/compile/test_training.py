@@ -10,7 +10,7 @@ import pytest
 from aromni_jax.cli.main import main
 from aromni_jax.compile import Target, Trial, compile_training, search, training_markdown
 from aromni_jax.compile.chips import Chip
-from aromni_jax.compile.training import fsdp_minimum, policy_flops
+from aromni_jax.compile.training import attention_flops, fsdp_minimum, policy_flops
 from aromni_jax.config import LoraConfig, MeshConfig, ModelConfig
 from aromni_jax.errors import UserError
 from aromni_jax.model import flops_per_token, parameter_counts
@@ -65,6 +65,9 @@ def test_what_a_policy_computes_again():
     kept = counts["attention"] * (1 + 2 * CONFIG.kv_heads / CONFIG.heads) / (2 + 2 * CONFIG.kv_heads / CONFIG.heads)
     qkv = 4 * forward - 2 * counts["head"] - 2 * kept
     assert policy_flops(dataclasses.replace(whole, remat="qkv"), 16) == pytest.approx(qkv)
+    products = 2 * (4 * (counts["attention"] + counts["ffn"]) + 3 * counts["head"])
+    full = dataclasses.replace(whole, remat="full")
+    assert policy_flops(full, 16) - attention_flops(full, 16) == products
 
 
 def test_the_least_that_is_sent():
