@@ -10,7 +10,7 @@ from aromni_jax.parallel.processes import (
     together,
 )
 from aromni_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, batch_sharding, param_shardings, shard
-from aromni_jax.parallel.weights import joined, sum_over_rows, whole
+from aromni_jax.parallel.collectives import joined, sum_over_rows, whole
 
 __all__ = [
     "AXES",

@@ -90,12 +90,13 @@ def write(path):
     path.write_text("whole")
 
 def run(args):
-    if args.path.name == "finaliser":
+    (path,) = args.path
+    if path.name == "finaliser":
         Finaliser()
     else:
         gc.callbacks.append(collection)
         gc.collect()
-    write_atomic(args.path, write)
+    write_atomic(path, write)
     return 0
 
 inspect.run = run
