@@ -69,7 +69,7 @@ def test_help_of_the_program_is_quick_and_imports_no_jax():
 
 
 _INTERRUPTED = """
-import gc, os, signal, sys, time
+import gc, os, pathlib, signal, sys, time
 from aromni_jax.cli import inspect
 from aromni_jax.cli.main import main
 from aromni_jax.codecs.media import write_atomic
@@ -90,7 +90,7 @@ def write(path):
     path.write_text("whole")
 
 def run(args):
-    (path,) = args.path
+    path = pathlib.Path(*args.path)
     if path.name == "finaliser":
         Finaliser()
     else:
