@@ -101,7 +101,9 @@ class Program:
         return _total(self._instruction(computation, line) for line in once)
 
     def visits(self) -> Iterator[tuple[_Computation, _Instruction, int]]:
-        """Every instruction of one call, inside fusions and loops too, with its computation and how often it runs."""
+        """Every instruction of one call, with its computation and how often it runs; inside fusions, loops and the dearer
+        branches, too.
+        """
         yield from self._visits(self._entry, 1)
 
     def _visits(self, name: str, times: int) -> Iterator[tuple[_Computation, _Instruction, int]]:
@@ -112,6 +114,8 @@ class Program:
                 body, condition = line.called("body"), line.called("condition")
                 assert body and condition, line
                 yield from self._visits(body, times * self._runs(self._computations[condition]))
+            elif line.opcode == "conditional":
+                yield from self._visits(self._dearest(line), times)
             elif line.opcode in ("fusion", "call", "async-start"):
                 inner = line.called("calls") or line.called("to_apply")
                 if inner:
@@ -130,15 +134,19 @@ class Program:
             assert body and condition, line
             return (self._of(body) + self._of(condition)) * self._runs(self._computations[condition])
         if line.opcode == "conditional":
-            listed = re.search(r"branch_computations=\{([^}]*)\}", line.rest)
-            names = listed.group(1).replace("%", "").split(", ") if listed else []
-            names += [name for key in ("true_computation", "false_computation") if (name := line.called(key))]
-            return max((self._of(name) for name in names), key=lambda branch: (branch.bytes, branch.cycles))
+            return self._of(self._dearest(line))
         if line.opcode in ("call", "async-start"):
             name = line.called("to_apply") or line.called("calls")
             return self._of(name) if name else Traffic()
         cycles = re.search(r'"estimated_cycles":"(\d+)"', line.rest)
         return Traffic(self._bytes(computation, line), float(cycles.group(1)) if cycles else 0.0)
+
+    def _dearest(self, conditional: _Instruction) -> str:
+        """The branch that counts."""
+        listed = re.search(r"branch_computations=\{([^}]*)\}", conditional.rest)
+        names = listed.group(1).replace("%", "").split(", ") if listed else []
+        names += [name for key in ("true_computation", "false_computation") if (name := conditional.called(key))]
+        return max(names, key=lambda name: (self._of(name).bytes, self._of(name).cycles))
 
     def _runs(self, condition: _Computation) -> int:
         """How often a loop runs: up to the number that its counter, which begins at 0, is compared with."""

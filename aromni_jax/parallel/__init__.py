@@ -1,5 +1,6 @@
 """Mesh, logical-axis rules and multi-host start (DESIGN 7)."""
 
+from aromni_jax.parallel.collectives import joined, sum_over_rows, whole
 from aromni_jax.parallel.mesh import AXES, make_mesh, mesh_sizes, platform
 from aromni_jax.parallel.processes import (
     check_shared,
@@ -10,7 +11,6 @@ from aromni_jax.parallel.processes import (
     together,
 )
 from aromni_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, batch_sharding, param_shardings, shard
-from aromni_jax.parallel.collectives import joined, sum_over_rows, whole
 
 __all__ = [
     "AXES",

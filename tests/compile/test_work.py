@@ -82,6 +82,22 @@ def test_products(line, flops):
     assert matmul_flops(alone(line)) == flops
 
 
+def test_of_two_branches_the_dearer_one_is_visited():
+    branches = [
+        f"%{name} (p: f32[{n},{n}]) -> f32[{n},{n}] {{\n  %p = f32[{n},{n}] parameter(0)\n"
+        f"  ROOT %d = f32[{n},{n}] dot(%p, %p), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}\n}}\n"
+        for name, n in (("small", 4), ("large", 8))
+    ]
+    main = """ENTRY %main (q: pred[], a: f32[4,4], b: f32[8,8]) -> f32[] {
+  %q = pred[] parameter(0)
+  %a = f32[4,4] parameter(1)
+  %b = f32[8,8] parameter(2)
+  ROOT %c = f32[] conditional(%q, %a, %b), true_computation=%small, false_computation=%large
+}
+"""
+    assert matmul_flops(Program("\n".join([*branches, main]), trips=1)) == 2 * 8**3
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
