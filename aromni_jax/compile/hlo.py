@@ -101,8 +101,9 @@ class Program:
         return _total(self._instruction(computation, line) for line in once)
 
     def visits(self) -> Iterator[tuple[_Computation, _Instruction, int]]:
-        """Every instruction of one call, with its computation and how often it runs; inside fusions, loops and the dearer
-        branches, too.
+        """Every instruction of one call, with its computation and how often it runs.
+
+        Those inside of fusions, loops and dearer branches, too.
         """
         yield from self._visits(self._entry, 1)
 
