@@ -148,7 +148,12 @@ def load_synthesiser(choice: str) -> Synthesiser | None:
 
 def synthesise(synthesiser: Synthesiser, text: str, voice: Voice, sample_rate: int) -> np.ndarray:
     """A text -> float32 [n] in [-1, 1], mono, at `sample_rate` hertz; `UserError` if nothing comes of it."""
-    wave_n, rate = synthesiser(text, voice)
+    try:
+        wave_n, rate = synthesiser(text, voice)
+    except UserError:
+        raise
+    except Exception as error:  # foreign code: one text it stumbles over must not end the others
+        raise UserError(f"the synthesiser failed on {text[:60]!r}: {type(error).__name__}: {error}") from error
     wave_n = np.clip(np.asarray(wave_n, np.float32), -1, 1)
     if rate != sample_rate and len(wave_n):
         wave_n = soxr.resample(wave_n, rate, sample_rate, quality="HQ")

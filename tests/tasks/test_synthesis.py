@@ -51,6 +51,14 @@ def test_resampled_clipped_and_checked():
         synthesise(fake([np.nan], 160), "a", Voice(), 160)
 
 
+def test_one_that_stumbles_is_an_error_of_the_text():
+    def speak(text, voice):
+        raise IndexError("list index out of range")
+
+    with pytest.raises(UserError, match="failed on 'four two': IndexError: list index out of range"):
+        synthesise(speak, "four two", Voice(None, None), 16_000)
+
+
 def test_hibari(monkeypatch):
     """As the package is called; the real one, where it is installed, in the test below."""
 
