@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+
 from aromni_jax import store
 from aromni_jax.data.files import SUFFIX, RecordFile, RecordWriter
 from aromni_jax.data.rows import Row
@@ -27,20 +29,20 @@ CLOCKS = re.compile("second|goodput|mfu")
 
 
 def write_data(folder):
-    """The data set of the other tests, its rows again and again: too many to be kept in a reader's buffer.
+    """The data set of the other tests, its rows again and again, in other words: too many for a reader's buffer.
 
     One row in 256 is of a task of its own, in another order of tokens each time, so that the file stays long.
     """
     small_run.write_data(folder)
     rows = RecordFile(folder / ROWS)
     made = [Row.from_bytes(rows[i], small_run.VOCABULARY) for i in range(len(rows))]
-    text = small_run.VOCABULARY.text
+    text, rng = small_run.VOCABULARY.text, np.random.default_rng(0)
     with RecordWriter(folder / ROWS) as writer:
-        for number in range(24_000):
+        for number in range(56_000):
             row = made[number % len(made)]
             tokens, tasks = row.tokens.copy(), row.task_ids.copy()
             words = (tokens >= text.start) & (tokens < text.stop)
-            tokens[words] = text.start + (tokens[words] - text.start + number // len(made)) % len(text)
+            tokens[words] = rng.integers(text.start, text.stop, words.sum())
             if number % 256 == 0:
                 tasks[row.segment_ids > 0] = task_id(RARE)
             writer.write(Row(tokens, row.segment_ids, row.roles, tasks).to_bytes())
