@@ -44,7 +44,10 @@ class Record:
         cls, tokens, task: str, response_length: int, id: str, vocabulary: JointVocabulary, where: str
     ) -> Record:
         """A record made of untrusted parts; UserError prefixed by `where` if any of them is wrong."""
-        ids = np.asarray(tokens)
+        try:
+            ids = np.asarray(tokens)
+        except ValueError:  # lists of several lengths
+            ids = np.zeros((0, 0))
         if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
             raise UserError(f"{where}: tokens must be a flat list of integers")
         outside = np.flatnonzero((ids < 0) | (ids >= vocabulary.size))

@@ -189,7 +189,7 @@ def _plan(job: Job, request: dict[str, Any], size: int) -> list[int]:
         for left_over in job.folder.glob(".*"):
             shutil.rmtree(left_over, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or job.folder}: {error.strerror or error}") from None
+        raise UserError(f"cannot read or write {error.filename or job.folder}: {error.strerror or error}") from None
     with (job.folder / _PLAN).open() as lines:
         return [json.loads(line)["count"] for line in lines]
 
@@ -238,10 +238,13 @@ def make_shard(job: Job, tokeniser: Tokeniser, number: int, offset: int) -> None
                 writers[key].write(record.to_bytes())
         figures = {"pictures": tokeniser.pictures - pictures, "seconds_of_speech": tokeniser.seconds - seconds}
         write_json(partial / _FIGURES, figures)
-        if not job.shard(number).is_dir():  # a runner may give the same work to two workers
+        try:
             partial.rename(job.shard(number))
+        except OSError:  # a runner may give the same work to two workers
+            if not job.shard(number).is_dir():
+                raise
     except OSError as error:
-        raise UserError(f"cannot write {error.filename or partial}: {error.strerror or error}") from None
+        raise UserError(f"cannot read or write {error.filename or partial}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -21,6 +21,7 @@ from aromni_jax.vocabulary import JointVocabulary
 # What is made of an item that has both kinds; of a text alone, plain text.
 _PAIRED = ("image_caption", "text_to_image", "speech_to_text", "text_to_speech", "speech_to_image", "image_to_speech")
 TASKS_MADE = (*_PAIRED, "text_to_text")
+_LONGEST_NAME = 4096  # bytes of an id; a record takes less than 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,10 @@ class ExampleBuilder:
         if not media:
             if "text_to_text" in self.recipe.tasks:
                 for number, text in enumerate(item.texts):
-                    yield from ((split, record) for record in self._plain(item, number, text))
+                    try:
+                        yield from [(split, record) for record in self._plain(item, number, text)]
+                    except UserError as error:
+                        yield Reject.of(item.file, item.record, error)
             return
         for task in self.recipe.tasks:
             given, wanted = TASK_KINDS[task]
@@ -153,6 +157,7 @@ class ExampleBuilder:
         if len(tokens) > self.recipe.sequence_length:
             detail = f"{len(tokens)} tokens of {task}, a row takes {self.recipe.sequence_length}"
             raise Unusable("too long", detail)
+        name = name.encode(errors="replace")[:_LONGEST_NAME].decode(errors="ignore")  # it may be no text
         return Record.checked(tokens, task, length, name, self._vocabulary, "tokens")
 
     def _answer_length(self, stream: Stream) -> int:

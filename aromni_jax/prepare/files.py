@@ -55,7 +55,7 @@ class ParquetSource(_Files):
     @functools.cached_property
     def _table(self) -> Table:
         names = _parquet(self.files[0]).schema_arrow.names
-        return Table(kind_of(names, self.columns, self.files[0]), self.columns, str(Path(self.files[0]).parent))
+        return Table(kind_of(names, self.columns, self.files[0]), self.columns)
 
     def parts(self, size: int) -> Iterator[tuple[Part, int]]:
         for file in self.files:
@@ -67,10 +67,15 @@ class ParquetSource(_Files):
 
     def items(self, part: Part) -> Iterator[Given]:
         file, split = part["file"], self._split(part["file"])
-        numbers = itertools.count(part["first"])
-        for batch in _parquet(file).iter_batches(_ROWS_AT_ONCE, row_groups=[part["group"]]):
-            for row in batch.to_pylist():
-                yield self._table.item(row, file, f"row {next(numbers)}", split)
+        number = part["first"]
+        try:
+            for batch in _parquet(file).iter_batches(_ROWS_AT_ONCE, row_groups=[part["group"]]):
+                for row in batch.to_pylist():
+                    yield self._table.item(row, file, f"row {number}", split)
+                    number += 1
+        except (ValueError, OSError) as error:  # Arrow's own are of these kinds; a text that is none is the first
+            reason = str(error).splitlines()[0]
+            yield Reject(file, f"row {number} and the rest of its group", "unreadable Parquet", reason)
 
 
 def _parquet(file: str) -> Any:
@@ -89,13 +94,12 @@ class JsonlSource(_Files):
 
     @functools.cached_property
     def _table(self) -> Table:
-        file = self.files[0]
-        with Path(file).open("rb") as lines:
-            rows = (row for row in map(_row, itertools.islice(lines, _COLUMNS_TOLD)) if row)
-            row = next(rows, None)
-        if row is None:
-            raise UserError(f"{file}: no JSON object in its first {_COLUMNS_TOLD} lines")
-        return Table(kind_of(row, self.columns, file, row), self.columns, str(Path(file).parent))
+        for file in self.files:
+            with Path(file).open("rb") as lines:
+                row = next((row for row in map(_row, itertools.islice(lines, _COLUMNS_TOLD)) if row), None)
+            if row:
+                return Table(kind_of(row, self.columns, file, row), self.columns)
+        raise UserError(f"{self.files[0]}: no JSON object in its first {_COLUMNS_TOLD} lines")
 
     def parts(self, size: int) -> Iterator[tuple[Part, int]]:
         for file in self.files:

@@ -11,18 +11,20 @@ Folders train and test (or validation, dev ...) at the top are the splits.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from aromni_jax.errors import UserError
 from aromni_jax.prepare.columns import Columns
-from aromni_jax.prepare.items import Given, Item, Part, Reject, split_named
+from aromni_jax.prepare.items import Given, Item, Part, Reject, Unusable, split_named
 
 IMAGES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"))
 SOUNDS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"))
@@ -45,13 +47,20 @@ class FolderSource:
 
     @property
     def has_split(self) -> bool:
-        return any(split_named(path.name) == "test" for path in Path(self.folder).iterdir() if path.is_dir())
+        return any(
+            split_named(path.name) == "test"
+            for path in Path(self.folder).iterdir()
+            if _seen(path.name) and path.is_dir()
+        )
 
     def state(self) -> Mapping[str, Any]:
         digest, count = hashlib.sha256(), 0
         for folder, _, names in self._walk():
             for name in names:
-                facts = os.stat(os.path.join(folder, name))
+                facts = os.lstat(os.path.join(folder, name))  # a link that leads nowhere is told when it is read
+                if stat.S_ISLNK(facts.st_mode):
+                    with contextlib.suppress(OSError):
+                        facts = os.stat(os.path.join(folder, name))
                 digest.update(f"{folder}/{name} {facts.st_size} {facts.st_mtime_ns}\n".encode(errors="surrogateescape"))
                 count += 1
         return {"folder": str(Path(self.folder).absolute()), "files": count, "digest": digest.hexdigest()[:16]}
@@ -90,8 +99,8 @@ class FolderSource:
     def _walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
         """(folder, folders in it, files in it), in order of name; names that begin with a dot are passed over."""
         for folder, folders, names in os.walk(self.folder, onerror=_unreadable):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield folder, folders, sorted(name for name in names if not name.startswith("."))
+            folders[:] = sorted(filter(_seen, folders))
+            yield folder, folders, sorted(filter(_seen, names))
 
     def _rows(self) -> Iterator[Row]:
         found = False
@@ -137,11 +146,14 @@ class FolderSource:
             if isinstance(row, str):
                 yield {"at": at, "fault": row}
                 continue
-            name = str(row["file_name"])
-            kind = "image" if Path(name).suffix.lower() in IMAGES else "speech"
-            file = place / name
-            texts = list(self.columns.texts(row, str(metadata)))
-            yield {"at": file.with_suffix("").as_posix(), kind: file.as_posix(), "texts": texts}
+            file = place / row["file_name"]
+            kind = "image" if file.suffix.lower() in IMAGES else "speech"
+            try:
+                texts = list(self.columns.texts(row, str(metadata)))
+            except Unusable as error:
+                yield {"at": at, "fault": str(error)}
+                continue
+            yield {"at": os.path.splitext(file.as_posix())[0], kind: file.as_posix(), "texts": texts}
 
 
 def _table(metadata: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -163,8 +175,11 @@ def _table(metadata: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             raise UserError(
                 f"{metadata}: no column file_name; its header has {', '.join(reader.fieldnames or ()) or 'nothing'}"
             )
-        for row in reader:
-            yield reader.line_num, row if row["file_name"] else "no file_name"
+        try:
+            for row in reader:
+                yield reader.line_num, row if row["file_name"] else "no file_name"
+        except csv.Error as error:  # most often of a quote that nothing closes
+            raise UserError(f"{metadata}, line {reader.line_num}: {error}; is a quote not closed there?") from None
 
 
 def _json_rows(metadata: Path, lines: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -175,8 +190,13 @@ def _json_rows(metadata: Path, lines: Any) -> Iterator[tuple[int, dict[str, Any]
             row = json.loads(line)
             good = isinstance(row, dict) and isinstance(row.get("file_name"), str)
             yield number, row if good else "no file_name"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield number, f"not JSON ({error})"
+
+
+def _seen(name: str) -> bool:
+    """Whether a name does not begin with a dot."""
+    return not name.startswith(".")
 
 
 def _unreadable(error: OSError) -> None:

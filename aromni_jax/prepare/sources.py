@@ -41,6 +41,16 @@ def open_source(place: str, columns: Columns) -> Source:
 
 
 def _files(path: Path, suffixes: tuple[str, ...]) -> list[str]:
-    """The file itself, or those of a folder and of the folders in it, in order of name, that end so."""
+    """The file itself, or those of a folder and of the folders in it, in order of name, that end so.
+
+    Names that begin with a dot are passed over, as in a folder of media.
+    """
     candidates = itertools.chain(path.glob("*"), path.glob("*/*")) if path.is_dir() else [path]
-    return sorted(str(file) for file in candidates if file.name.endswith(suffixes) and file.name not in METADATA)
+    named = (file for file in candidates if file.name.endswith(suffixes) and file.name not in METADATA)
+    if not path.is_dir():
+        return list(map(str, named))
+    return sorted(
+        str(file)
+        for file in named
+        if not file.is_dir() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )

@@ -41,15 +41,10 @@ def kind_of(columns: Collection[str], named: Columns, where: str, texts: Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """How rows are read.
-
-    Attributes:
-      folder: that paths in rows are relative to.
-    """
+    """How rows are read; paths in them are relative to the folder of their file."""
 
     kind: Kind
     columns: Columns
-    folder: str
 
     @property
     def needs(self) -> frozenset[str]:
@@ -77,6 +72,8 @@ class Table:
             return Reject(file, record, "missing field", f"no field {error}")
         except UserError as error:
             return Reject.of(file, record, error)
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:  # of a value that is of another type
+            return Reject(file, record, "bad record", str(error).split("\n")[0])
 
     def _media(self, row: Mapping[str, Any], file: str, record: str, split: str) -> Item:
         texts = self.columns.texts(row, file)
@@ -84,22 +81,32 @@ class Table:
         for kind in ("image", "speech"):
             column = self.columns.find(kind, row, file)
             if column and row[column] is not None:
-                media[kind] = self._medium(row[column], f"{file}/{record}.{column}")
+                media[kind] = _medium(row[column], Path(file).parent, f"{file}/{record}.{column}")
         return Item(file, record, split, texts, media.get("image"), media.get("speech"))
 
-    def _medium(self, cell: Any, name: str) -> Picture | Sound:
-        """A path, a file's bytes, or what Hugging Face puts there: {"bytes", "path"}, {"array", "sampling_rate"}."""
-        if isinstance(cell, str):
-            return Path(self.folder) / cell
-        if isinstance(cell, bytes):
-            return Blob(name, cell)
-        if isinstance(cell, Mapping) and cell.get("bytes"):
-            return Blob(str(cell.get("path") or name), cell["bytes"])
-        if isinstance(cell, Mapping) and cell.get("array") is not None:
-            return Wave(np.asarray(cell["array"], np.float32), int(cell["sampling_rate"]))
-        if isinstance(cell, Mapping) and cell.get("path"):
-            return Path(self.folder) / cell["path"]
-        raise Unusable("no medium", f"{name}: {type(cell).__name__} is neither a path nor a file's bytes")
+
+def _medium(cell: Any, folder: Path, name: str) -> Picture | Sound:
+    """A path from that folder, a file's bytes, or what Hugging Face puts there: {"bytes", "path"}, {"array",
+    "sampling_rate"}.
+    """
+    if isinstance(cell, str):
+        return folder / cell
+    if isinstance(cell, bytes):
+        return Blob(name, cell)
+    if isinstance(cell, Mapping) and isinstance(cell.get("bytes"), bytes):
+        return Blob(str(cell.get("path") or name), cell["bytes"])
+    if isinstance(cell, Mapping) and cell.get("array") is not None:
+        return Wave(_mono(np.asarray(cell["array"], np.float32)), int(cell["sampling_rate"]))
+    if isinstance(cell, Mapping) and cell.get("path"):
+        return folder / cell["path"]
+    raise Unusable("no medium", f"{name}: {type(cell).__name__} is neither a path nor a file's bytes")
+
+
+def _mono(wave: np.ndarray) -> np.ndarray:
+    """[n], [n, channels] or [channels, n] -> [n]; `Unusable` for other shapes. Channels are fewer than samples."""
+    if wave.ndim not in (1, 2):
+        raise Unusable("bad sound", f"samples of shape {list(wave.shape)}")
+    return wave if wave.ndim == 1 else wave.mean(axis=int(np.argmin(wave.shape)))
 
 
 def _pretraining(row: Mapping[str, Any], file: str, record: str, split: str) -> Stream:

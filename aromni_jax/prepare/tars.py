@@ -46,10 +46,10 @@ class TarSource:
         try:
             with tarfile.open(file, "r|*") as members:
                 for member in members:
-                    if not member.isfile():
-                        continue
                     folder, _, name = member.name.rpartition("/")
                     stem, _, extension = name.partition(".")
+                    if not stem or not member.isfile():  # a name that begins with a dot: what a Mac adds to each file
+                        continue
                     at = f"{folder}/{stem}" if folder else stem
                     if at != key and fields:
                         yield self._item(file, key, split, fields)
@@ -89,6 +89,6 @@ class TarSource:
             return () if named is None else self.columns.texts(fields, where)
         try:
             row = json.loads(fields["json"])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}.json: not JSON ({error})") from None
         return self.columns.texts(row, f"{where}.json") if isinstance(row, dict) else texts_in(row)

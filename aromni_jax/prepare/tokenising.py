@@ -127,8 +127,8 @@ class Tokeniser:
         codec = self._speech
         assert codec is not None
         if isinstance(speech, Wave):
-            if speech.wave.ndim > 1:
-                speech = dataclasses.replace(speech, wave=speech.wave.mean(axis=1))
+            if speech.rate < 1:
+                raise UserError(f"{speech.rate} Hz is no sample rate")
             wave_n = soxr.resample(speech.wave, speech.rate, codec.sample_rate, quality="HQ")
         elif isinstance(speech, Blob):
             wave_n = read_audio(speech.name, codec.sample_rate, data=speech.data)
