@@ -106,6 +106,8 @@ def _corpus(args: argparse.Namespace) -> Manifest:
     from aromni_jax.prepare.sources import open_source
     from aromni_jax.prepare.world import SIZES
 
+    if pathlib.Path(args.source).resolve() in args.out.resolve().parents:
+        raise UserError(f"--out {args.out} lies in {args.source}, and would be read as data the next time: move it")
     source = open_source(args.source, Columns.parse(args.columns))
     sizes = SIZES.get(args.codecs[0]) if args.codecs else None
     return prepare_corpus(
@@ -115,7 +117,9 @@ def _corpus(args: argparse.Namespace) -> Manifest:
         vocabulary=None if source.needs else named_vocabulary(args.vocabulary),
         template=args.template,
         tasks=args.tasks,
-        sequence_length=args.sequence_length or (sizes.sequence_length if sizes else 4096),
+        sequence_length=(
+            (sizes.sequence_length if sizes else 4096) if args.sequence_length is None else args.sequence_length
+        ),
         held_out_every=args.held_out_every,
         seed=args.seed,
         on_bad_record=args.on_bad_record,

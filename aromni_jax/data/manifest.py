@@ -148,6 +148,12 @@ class Manifest:
             )
 
 
+def is_data_set(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds a prepared data set, of any version, or a damaged one: others have a file of this name."""
+    path = pathlib.Path(folder) / NAME
+    return path.is_file() and b'"vocabulary_fingerprint"' in path.read_bytes()
+
+
 def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """The manifest of a prepared data set; UserError if there is none or it is damaged."""
     path = pathlib.Path(folder) / NAME

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
 import threading
@@ -40,7 +41,7 @@ def run_pipeline(job: Job, counts: Sequence[int], options: Sequence[str], progre
 
     with _watched(job, counts, [number for number, _ in todo], progress), _quiet():
         try:
-            chosen = pipeline_options(list(options))
+            chosen = _parsed(pipeline_options, options)
             runner = None if any(word.startswith("--runner") for word in options) else _LOCAL
             with beam.Pipeline(runner, options=chosen) as pipeline:
                 _ = pipeline | beam.Create(todo) | beam.Reshuffle() | beam.ParDo(MakeShards(job))
@@ -62,6 +63,18 @@ def _load_beam() -> tuple[Any, Any]:
             f"preparing media takes Apache Beam ({error}): install it with pip install 'aromni_jax[beam]'"
         ) from None
     return apache_beam, PipelineOptions
+
+
+def _parsed(pipeline_options: Any, options: Sequence[str]) -> Any:
+    """The options of the pipeline; UserError for a value that cannot be, where Beam would print its help and exit."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            chosen = pipeline_options(list(options))
+            chosen.get_all_options()
+    except SystemExit:
+        raise UserError(f"--beam {' '.join(options)}: {said.getvalue().strip().rpartition('error: ')[2]}") from None
+    return chosen
 
 
 def _reason(error: Exception) -> str:

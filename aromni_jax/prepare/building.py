@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from aromni_jax.data.manifest import NAME, Manifest, read_manifest
+from aromni_jax.data.manifest import Manifest, is_data_set, read_manifest
 from aromni_jax.errors import UserError
 
 
@@ -18,9 +18,13 @@ def already_built(out_dir: pathlib.Path, request: dict[str, Any], force: bool) -
     Raises:
       UserError: `out_dir` holds something else and `force` is not set; or it is no data set at all (never replaced).
     """
-    if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
+    if out_dir.name in ("", ".."):
+        raise UserError(f"the data set cannot be {out_dir} itself: name a folder that can be made")
+    if out_dir.exists() and not out_dir.is_dir():
+        raise UserError(f"{out_dir} is a file: name a folder that can be made")
+    if not out_dir.exists() or not any(out_dir.iterdir()):
         return None
-    if not (out_dir / NAME).is_file():
+    if not is_data_set(out_dir):
         raise UserError(f"{out_dir} is not empty and holds no data set: give another folder")
     if force:
         return None

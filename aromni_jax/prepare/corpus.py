@@ -112,6 +112,8 @@ def prepare_corpus(
             raise UserError(f"no task {task!r} is made of media; choose among {', '.join(TASKS_MADE)}")
     if sequence_length < 2 or held_out_every < 0:
         raise UserError(f"sequence length {sequence_length}, one held out of {held_out_every}: no such data set")
+    if seed < 0:
+        raise UserError(f"seed {seed}: give 0 or more")
     loaded = load_codecs(source, codecs)
     fingerprints = {kind: codec.fingerprint for kind, codec in loaded.items()}
     vocabulary = _vocabulary(source, loaded, vocabulary)
@@ -128,8 +130,8 @@ def prepare_corpus(
         "items_per_shard": items_per_shard,
     }
     request = json.loads(json.dumps(request))  # as a manifest gives it back
-    work = out_dir.with_name(f".{out_dir.name}.shards")
     made = already_built(out_dir, request, force)
+    work = out_dir.with_name(f".{out_dir.name}.shards")
     if made:
         shutil.rmtree(work, ignore_errors=True)
         return made
@@ -268,6 +270,8 @@ def _merged(
             vocabulary=job.vocabulary,
             seed=job.recipe.seed,
         )
+    if not splits["train"] and splits["test"]:
+        raise UserError("no record to train on: all are held out; give --held-out-every a larger number, or more data")
     if not splits["train"]:
         with (folder / REJECTS).open() as lines:
             first = next((Reject(**json.loads(line)).line for line in lines), "the source is empty")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import pathlib
 import time
@@ -103,6 +104,8 @@ def prepare_world(
     sequence_length = sizes.sequence_length if sequence_length is None else sequence_length
     if min(examples, held_out) < len(mixture):
         raise UserError(f"{examples} and {held_out} examples are too few for {len(mixture)} tasks")
+    if seed < 0:
+        raise UserError(f"seed {seed}: give 0 or more")
     codecs = codecs or Codecs.load(world.name)
     request = {
         "world": world.name,
@@ -170,8 +173,8 @@ def _checked_mixture(mixture: Mapping[str, float]) -> dict[str, float]:
     for task, share in mixture.items():
         if task not in MIXTURE:
             raise UserError(f"mixture: unknown task {task!r}; a world has {', '.join(MIXTURE)}")
-        if not share >= 0:
-            raise UserError(f"mixture: the share of {task} is {share}; it must be 0 or more")
+        if not 0 <= share < math.inf:
+            raise UserError(f"mixture: the share of {task} is {share}; it must be a number of 0 or more")
     kept = {task: float(share) for task, share in mixture.items() if share > 0}
     if not kept:
         raise UserError("mixture: no task has a share above 0")

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from aromni_jax.errors import UserError
-from aromni_jax.prepare.building import building
+from aromni_jax.prepare.building import already_built, building
 
 
 @pytest.fixture
@@ -44,3 +44,26 @@ def test_a_move_that_fails_half_way_leaves_the_old_one(old, monkeypatch):
     with pytest.raises(UserError, match="No space left"), building(old):
         pass
     assert names(old) == ["old"] and names(old.parent) == ["data"]
+
+
+def test_a_folder_with_another_manifest_is_never_replaced(old):
+    (old / "manifest.json").write_text('{"name": "a page, or the files of a model"}')
+    for force in (False, True):
+        with pytest.raises(UserError, match="holds no data set: give another folder"):
+            already_built(old, {}, force)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"version": 0, "vocabulary_fingerprint": "0"}', '{"version": 1, "vocabulary_fingerprint": ']
+)
+def test_force_replaces_an_old_or_damaged_data_set(old, text):
+    (old / "manifest.json").write_text(text)
+    assert already_built(old, {}, force=True) is None
+    with pytest.raises(UserError, match=r"manifest"):
+        already_built(old, {}, force=False)
+
+
+def test_a_file_in_the_way(tmp_path):
+    (tmp_path / "data").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        already_built(tmp_path / "data", {}, force=True)

@@ -230,3 +230,8 @@ def test_the_command(tmp_path, capsys):
     assert "nothing is held out, and training evaluates on that" in capsys.readouterr().out
     assert main(["prepare", str(tmp_path / "nowhere"), "--out", str(tmp_path / "other")]) == 1
     assert "nowhere: no such file or folder; give a folder of pictures" in capsys.readouterr().err
+
+
+def test_all_held_out_is_told(tmp_path):
+    with pytest.raises(UserError, match="all are held out; give --held-out-every a larger number"):
+        prepare(write_shards(tmp_path / "shards", 3), tmp_path / "data", held_out_every=1)
