@@ -12,6 +12,7 @@ from typing import Any
 from aromni_jax.codecs.media import write_atomic
 from aromni_jax.errors import UserError
 from aromni_jax.evaluation import report_html
+from aromni_jax.evaluation.report_files import read_lines, read_list, read_object
 from aromni_jax.evaluation.standards import STANDARDS
 from aromni_jax.vocabulary import JointVocabulary
 from aromni_jax.worlds import WORLDS
@@ -37,20 +38,20 @@ def write_report(run_dir: str | Path) -> Path:
     judged = (run_dir / "metrics.json").exists()
     if not judged and not any((run_dir / name).exists() for name in ("config.json", "metrics.jsonl")):
         raise UserError(f"{run_dir} is no run folder: give the --run-dir of `aromni train` or `aromni demo`")
-    config, metrics = (_object(run_dir / name) if (run_dir / name).exists() else {} for name in _OBJECTS)
-    lines, history = (_lines(run_dir / name) if (run_dir / name).exists() else [] for name in _LOGS)
+    config, metrics = (read_object(run_dir / name) if (run_dir / name).exists() else {} for name in _OBJECTS)
+    lines, history = (read_lines(run_dir / name) if (run_dir / name).exists() else [] for name in _LOGS)
     metrics = {**report_run.facts(history, config, run_dir / "metrics.jsonl"), **metrics}
     samples = report_samples.read_samples(
-        run_dir / "samples", _list(run_dir / "samples" / "samples.json"), _vocabulary(metrics, run_dir)
+        run_dir / "samples", read_list(run_dir / "samples" / "samples.json"), _vocabulary(metrics, run_dir)
     )
     world = _world(metrics)
     ablations = _ablations(run_dir, world if judged else "")
     course = report_run.course(lines, history, config)
-    prompts = report_run.prompts(run_dir / "samples", MAX_BYTES // 2)
+    prompts, prompts_left_out = report_run.prompts(run_dir / "samples", MAX_BYTES // 2)
 
     def render(kept: list[report_samples.Sample]) -> bytes:
         page = report_page.page(metrics, lines, kept, len(samples) - len(kept), ablations, course)
-        page |= {"course": course, "prompts": prompts, "judged": judged}
+        page |= {"course": course, "prompts": prompts, "prompts_left_out": prompts_left_out, "judged": judged}
         page["held_out_note"] = STANDARDS[world].held_out if world else _HELD_OUT
         return template(page | {"run": run_dir.resolve().name, "created": _created(metrics)})
 
@@ -76,55 +77,7 @@ def _created(metrics: Mapping[str, Any]) -> str:
         return text
 
 
-# -- reading --------------------------------------------------------------------------------------------
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: finish the run, or give the folder of a finished one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({error}); write it again") from None
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); write it again") from None
-
-
-def _object(path: Path) -> dict[str, Any]:
-    found = _json(path)
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected one JSON object, found {type(found).__name__}; write it again")
-    return found
-
-
-def _list(path: Path) -> list[Any]:
-    """A JSON list; [] where the file does not exist."""
-    found = _json(path) if path.exists() else []
-    if not isinstance(found, list):
-        raise UserError(f"{path}: expected a JSON list, found {type(found).__name__}; write it again")
-    return found
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file; a torn last line (a killed run) is left out."""
-    rows = [(at, row) for at, row in enumerate(_text(path).splitlines(), start=1) if row.strip()]
-    found = []
-    for at, row in rows:
-        try:
-            line = json.loads(row)
-        except json.JSONDecodeError as error:
-            if at == rows[-1][0]:
-                break
-            raise UserError(f"{path}, line {at}: not JSON ({error.msg}); delete the line") from None
-        if not isinstance(line, dict):
-            raise UserError(f"{path}, line {at}: expected one JSON object; delete the line")
-        found.append(line)
-    return found
+# -- of the run -----------------------------------------------------------------------------------------
 
 
 def _vocabulary(metrics: Mapping[str, Any], run_dir: Path) -> JointVocabulary | None:
@@ -148,6 +101,6 @@ def _ablations(run_dir: Path, world: str) -> dict[str, Any]:
     """Of the run, or those shipped with its world; {} without either."""
     own = run_dir / "ablations.json"
     if own.exists():
-        return _object(own)
+        return read_object(own)
     shipped = importlib.resources.files("aromni_jax") / f"worlds/{world}/ablations.json"
     return json.loads(shipped.read_text(encoding="utf-8")) if world and shipped.is_file() else {}

@@ -84,8 +84,17 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
 
 def finite(value: Any) -> float | None:
     """`value` as a float if it is a finite number, else None."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond all floats
+        return None
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """`value` if it is an object, else {}: what a broken file has in its place is not shown."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def percent(value: float) -> str:

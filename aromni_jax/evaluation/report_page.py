@@ -207,7 +207,9 @@ def _section(values: dict[str, Any], whole: str = "") -> dict[str, Any]:
 
 
 def _ablations(ablations: Mapping[str, Any]) -> dict[str, Any]:
-    rows = [row for row in ablations.get("rows") or [] if isinstance(row, Mapping)]
+    given = ablations.get("rows")
+    given = [row for row in given if isinstance(row, Mapping)] if isinstance(given, list) else []
+    rows = [{**row, "metrics": figures.mapping(row.get("metrics"))} for row in given]
     if not rows:
         return {}
     head, body = report_scores.ablation_table(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +11,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from aromni_jax.errors import UserError
 from aromni_jax.evaluation import report_figures as figures
+from aromni_jax.evaluation.report_files import read_list
 from aromni_jax.evaluation.report_samples import Segment, read_segments
 
 Lines = Sequence[Mapping[str, Any]]
@@ -38,16 +40,16 @@ def facts(history: Lines, config: Mapping[str, Any], log: Path) -> dict[str, Any
         found["created"] = datetime.fromtimestamp(log.stat().st_mtime, UTC).isoformat()
     if starts := _starts(history):
         last = starts[-1]
-        counts = dict(last.get("parameters") or {})
+        counts = dict(figures.mapping(last.get("parameters")))
         total = counts.pop("total", None)
         per_token = figures.finite(last.get("flops_per_token"))
         found["model"] = {"parameters": total, "by_group": counts}
         if per_token:
             found["model"]["MFLOP per token, forward and backward"] = round(per_token / 1e6, 1)
-        machine = dict(last.get("hardware") or {})
+        machine = dict(figures.mapping(last.get("hardware")))
         if isinstance(mesh := machine.get("mesh"), Mapping):
             machine["mesh"] = " x ".join(f"{axis} {size}" for axis, size in mesh.items()) or "one device"
-        found["environment"] = {**machine, **(last.get("versions") or {})}
+        found["environment"] = {**machine, **figures.mapping(last.get("versions"))}
         if isinstance(last.get("vocabulary"), Mapping):
             found["vocabulary"] = last["vocabulary"]
     return found
@@ -91,7 +93,7 @@ def course(lines: Lines, history: Lines, config: Mapping[str, Any]) -> Course:
     """From the log, starts and ends, and the config; each may be empty."""
     steps = [step for line in lines if (step := figures.finite(line.get("step"))) is not None]
     skipped = [n for line in lines if (n := figures.finite(line.get("skipped_steps"))) is not None]
-    planned = figures.finite((config.get("train") or {}).get("steps"))
+    planned = figures.finite(figures.mapping(config.get("train")).get("steps"))
     seconds = _seconds(lines, history)
     bar, parts = figures.parts_of({_PHASES.get(k, k): v for k, v in seconds.items()}, figures.duration)
     total = sum(seconds.values())
@@ -143,7 +145,7 @@ def _seconds(lines: Lines, history: Lines) -> dict[str, float]:
     if not any(spent.values()):
         return {}
     for line in history:
-        for name, value in (line.get("seconds") or {}).items():
+        for name, value in figures.mapping(line.get("seconds")).items():
             spent[name] = spent.get(name, 0.0) + (figures.finite(value) or 0.0)
         spent["lost"] += figures.finite(line.get("lost_seconds")) or 0.0
     return {name: value for name, value in spent.items() if value > 0}
@@ -152,14 +154,14 @@ def _seconds(lines: Lines, history: Lines) -> dict[str, float]:
 def _start(line: Mapping[str, Any], ended: str) -> Start:
     step, reached = (int(figures.finite(line.get(key)) or 0) for key in ("step", "reached_before"))
     lost = figures.finite(line.get("lost_seconds")) or 0.0
-    took = sum(figures.finite(value) or 0.0 for value in (line.get("seconds") or {}).values())
+    took = sum(figures.finite(value) or 0.0 for value in figures.mapping(line.get("seconds")).values())
     return Start(
         time=str(line.get("time", "")).replace("T", " ").replace("+00:00", " UTC"),
         step=step,
         again=max(reached - step, 0),
         lost=figures.duration(lost) if lost else "",
         seconds=figures.duration(took),
-        devices=str((line.get("hardware") or {}).get("devices", "")),
+        devices=str(figures.mapping(line.get("hardware")).get("devices", "")),
         ended=ended,
     )
 
@@ -188,20 +190,31 @@ class Prompt:
         return sum(len(part.uri) + len(part.picture) for part in parts)
 
 
-def prompts(folder: Path, budget: int) -> list[Prompt]:
+def prompts(folder: Path, budget: int) -> tuple[list[Prompt], int]:
     """What lies in `folder`/STEP, with as many steps (evenly spread, the newest among them) as fit into `budget` bytes.
 
     A step whose samples.json is not there yet is left out.
 
+    Returns:
+      The prompts, and how many more there are, too large even with their newest answer alone.
+
     Raises:
       UserError: a record that is none, or media that are missing, named.
     """
-    steps = sorted(int(path.parent.name) for path in folder.glob("*/samples.json") if path.parent.name.isdigit())
-    for most in range(min(_MOST_FRAMES, len(steps)), 0, -1):
-        found = _prompts(folder, _spread(steps, most))
-        if most == 1 or sum(prompt.media_bytes for prompt in found) <= budget:
-            return found
-    return []
+    found = sorted(folder.glob("*/samples.json"))
+    files = {int(path.parent.name): path for path in found if path.parent.name.isdecimal()}
+    read = functools.cache(_read)
+    made: list[Prompt] = []
+    for most in range(min(_MOST_FRAMES, len(files)), 0, -1):
+        made = _prompts({step: read(files[step]) for step in _spread(sorted(files), most)})
+        if sum(prompt.media_bytes for prompt in made) <= budget:
+            return made, 0
+    kept = []
+    for prompt in made:
+        if prompt.media_bytes <= budget:
+            kept.append(prompt)
+            budget -= prompt.media_bytes
+    return kept, len(made) - len(kept)
 
 
 def _spread(steps: Sequence[int], most: int) -> list[int]:
@@ -211,23 +224,29 @@ def _spread(steps: Sequence[int], most: int) -> list[int]:
     return [steps[round(at * (len(steps) - 1) / (most - 1))] for at in range(most)]
 
 
-def _prompts(folder: Path, steps: Sequence[int]) -> list[Prompt]:
-    tasks: dict[str, dict[int, tuple[Path, Mapping[str, Any], str]]] = {}
-    for step in steps:
-        file = next(path for path in folder.glob(f"*{step}/samples.json") if int(path.parent.name) == step)
-        for at, record in enumerate(json.loads(file.read_text(encoding="utf-8"))):
-            tasks.setdefault(str(record.get("task")), {})[step] = (file.parent, record, f"{file}, record {at}")
+def _read(file: Path) -> dict[str, dict[str, tuple[Segment, ...]]]:
+    """Task -> "input", "wanted" and "output" of its record."""
+    tasks = {}
+    for at, record in enumerate(read_list(file)):
+        where = f"{file}, record {at}"
+        sides = (
+            {key: record.get(key) or [] for key in ("input", "wanted", "output")} if isinstance(record, Mapping) else {}
+        )
+        if not sides or not all(isinstance(parts, list) for parts in sides.values()):
+            raise UserError(f"{where}: expected an object with lists of segments; delete the folder {file.parent}")
+        tasks[str(record.get("task"))] = {key: read_segments(file.parent, parts, where) for key, parts in sides.items()}
+    return tasks
 
-    def parts(place: tuple[Path, Mapping[str, Any], str], key: str) -> tuple[Segment, ...]:
-        at, record, where = place
-        return read_segments(at, record.get(key) or [], where)
 
+def _prompts(by_step: Mapping[int, Mapping[str, Mapping[str, tuple[Segment, ...]]]]) -> list[Prompt]:
+    """One for each task, its input and what is wanted from the last step that has it."""
+    last = {task: sides for tasks in by_step.values() for task, sides in tasks.items()}
     return [
         Prompt(
             title=figures.words(task),
-            given=parts(by_step[max(by_step)], "input"),
-            wanted=parts(by_step[max(by_step)], "wanted"),
-            frames=tuple((step, parts(place, "output")) for step, place in sorted(by_step.items())),
+            given=sides["input"],
+            wanted=sides["wanted"],
+            frames=tuple((step, tasks[task]["output"]) for step, tasks in by_step.items() if task in tasks),
         )
-        for task, by_step in tasks.items()
+        for task, sides in last.items()
     ]

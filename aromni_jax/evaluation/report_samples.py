@@ -171,7 +171,7 @@ def _segment(folder: Path, part: Any, where: str) -> Segment:
         return Segment("text", text=str(part.get("text", "")), label=str(part.get("label") or ""))
     if kind not in _MEDIA_TYPES or not isinstance(part.get("file"), str):
         raise UserError(f'{where}: a segment is text, or an image or speech with a "file"; found {str(part)[:80]}')
-    path = folder / part["file"]
+    path = folder / part["file"].replace("\0", "?")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{where}: file {part['file']!r} lies outside {folder}; keep the media in that folder")
     media_type = _MEDIA_TYPES[kind].get(path.suffix.lower())

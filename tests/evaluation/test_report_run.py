@@ -6,9 +6,11 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aromni_jax.cli.main import main
+from aromni_jax.codecs import write_png
 from aromni_jax.errors import UserError
 from aromni_jax.evaluation import report, report_run
 
@@ -91,7 +93,7 @@ def test_as_many_steps_as_fit_evenly_spread_with_first_and_last(tmp_path):
     folder = write_fake_training(tmp_path, steps=tuple(range(10, 210, 10))) / "samples"
 
     def shown(budget):
-        return [step for step, _ in report_run.prompts(folder, budget)[0].frames]
+        return [step for step, _ in report_run.prompts(folder, budget)[0][0].frames]
 
     assert shown(10**9) == [10, 40, 60, 90, 120, 150, 170, 200]
     assert shown(0) == [200]
@@ -103,3 +105,53 @@ def test_a_sample_whose_file_is_gone_is_named(training):
     (training / "samples" / "0000020" / "t2i_out_0.png").unlink()
     with pytest.raises(UserError, match=r"0000020/t2i_out_0\.png"):
         report.write_report(training)
+
+
+def test_samples_too_large_for_the_page_are_counted(training, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    for step in (10, 20, 30):
+        write_png(training / "samples" / f"{step:07d}" / "t2i_out_0.png", noise)
+    monkeypatch.setattr(report, "MAX_BYTES", 120_000)
+    page = report.write_report(training).read_text()
+    assert len(page) < report.MAX_BYTES and "1 more would make this page too long" in words(page)
+
+
+def test_media_are_read_once(training, monkeypatch):
+    read, seen = report_run.read_segments, []
+    monkeypatch.setattr(report_run, "read_segments", lambda *given: seen.append(given[2]) or read(*given))
+    report_run.prompts(training / "samples", 0)
+    assert len(seen) == 3 * 3 * 3  # steps, tasks, sides
+
+
+HUGE = "9" * 400
+SAMPLES = "samples/0000030/samples.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", "[" * 100_000, "not JSON"),
+        ("config.json", '{"a": ' + "9" * 5000 + "}", "not JSON"),
+        ("config.json", '{"train": [1]}', ""),
+        ("config.json", f'{{"train": {{"steps": {HUGE}}}}}', ""),
+        ("metrics.jsonl", "[" * 100_000 + "\n{}", "line 1: not JSON"),
+        ("metrics.jsonl", f'{{"kind": "train", "step": {HUGE}, "loss/text": {HUGE}}}', ""),
+        ("metrics.jsonl", '{"kind": "train", "step": 0, "loss": NaN, "loss/text": Infinity}', ""),
+        ("history.jsonl", '{"kind": "start", "seconds": 5, "hardware": "x", "versions": [1], "parameters": "x"}', ""),
+        (SAMPLES, '[{"task": ', "0000030/samples.json, line 1: not JSON"),
+        (SAMPLES, "5", "expected a JSON list"),
+        (SAMPLES, '["a"]', "record 0: expected an object with lists"),
+        (SAMPLES, '[{"task": "a", "output": 5}]', "record 0: expected an object with lists"),
+        (SAMPLES, r'[{"output": [{"kind": "image", "file": "a\u0000.png"}]}]', "does not exist"),
+        ("samples/old30/samples.json", "[]", ""),
+        ("samples/²/samples.json", "[]", ""),
+        ("ablations.json", '{"rows": 5}', ""),
+        ("ablations.json", '{"rows": [{"name": "a", "metrics": 5}]}', ""),
+    ],
+)
+def test_broken_files_are_named_or_left_out(training, capsys, file, text, message):
+    (training / file).parent.mkdir(exist_ok=True)
+    (training / file).write_text(text)
+    assert main(["report", str(training)]) == bool(message)
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == bool(message)
