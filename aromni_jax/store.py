@@ -210,9 +210,18 @@ def append(file: io.FileIO, data: bytes) -> None:
 
 
 def append_line(file: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Add a JSON object as a line to the end of a file, whole or not at all; UserError if the disk does not take it."""
+    """Add a JSON object as a line to the end of a file, whole or not at all; UserError if the disk does not take it.
+
+    The rest of a line that a crash of the machine has torn makes way for it.
+    """
     try:
-        with open(file, "ab", buffering=0) as out:
+        with open(file, "a+b", buffering=0) as out:
+            end = out.seek(0, os.SEEK_END)
+            if end:
+                out.seek(end - 1)
+                if out.read(1) != b"\n":
+                    out.seek(0)
+                    out.truncate(out.readall().rfind(b"\n") + 1)
             append(out, json.dumps(values).encode() + b"\n")
     except OSError as error:
         raise unwritable(file, error) from None

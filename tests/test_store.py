@@ -53,3 +53,11 @@ def test_what_a_failed_call_leaves_is_not_heard_later(monkeypatch):
     other = lost("ours.py", ValueError("no array"))
     sys.unraisablehook(other)
     assert heard == [other]
+
+
+def test_a_torn_line_makes_way_for_the_next(tmp_path):
+    file = tmp_path / "history.jsonl"
+    for torn, kept in ((b"", b""), (b'{"a": 1}\n{"b', b'{"a": 1}\n'), (b"\0\0", b""), (b'{"a": 1}\n', b'{"a": 1}\n')):
+        file.write_bytes(torn)
+        store.append_line(file, {"c": 2})
+        assert file.read_bytes() == kept + b'{"c": 2}\n'

@@ -16,7 +16,8 @@ class Profile:
     """Traces the steps of `window`, first and last included, into `profile/` of the run folder.
 
     Steps are counted as in the log: step n makes n of them. A device is waited for at both ends of the window, so that
-    it holds whole steps and no others. Of several processes the first one is traced.
+    it holds whole steps and no others. Of several processes the first one is traced. A profiler that fails is one
+    warning line: a trace is no reason to end a run.
     """
 
     def __init__(
@@ -44,8 +45,11 @@ class Profile:
         """Begin, if `step` is the first of the window; `state` is what it starts from."""
         if self._steps and step == self._steps.start:
             jax.block_until_ready(state)
-            with self._clock.phase("profile"):
-                jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            try:
+                with self._clock.phase("profile"):
+                    jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            except Exception as error:  # the disk, or another profiler that runs
+                return self._failed(error)
             self._running = True
 
     def after(self, step: int, state: Any) -> None:
@@ -59,10 +63,17 @@ class Profile:
         if not self._running:
             return
         self._running = False
-        with self._clock.phase("profile"):
-            jax.profiler.stop_trace()
+        try:
+            with self._clock.phase("profile"):
+                jax.profiler.stop_trace()
+        except Exception as error:
+            return self._failed(error)
         traces = sorted(self._folder.rglob("perfetto_trace.json.gz"))
         self._progress.line(
             f"profile of steps {self._steps.start}:{self._steps[-1]}: {traces[-1] if traces else self._folder} "
             f"(open it at ui.perfetto.dev, or all of {self._folder} in TensorBoard with its profile plugin)"
         )
+
+    def _failed(self, error: Exception) -> None:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        self._progress.line(f"warning: no profile ({type(error).__name__}: {reason[:300]})")

@@ -5,6 +5,7 @@ import struct
 import sys
 import types
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -114,6 +115,22 @@ def test_the_profiler_traces_its_window_and_says_where(watched):
     (trace,) = folder.glob("profile/plugins/profile/*/perfetto_trace.json.gz")
     assert len(said) == 1 and str(trace) in said[0] and "ui.perfetto.dev" in said[0]
     assert list(folder.glob("profile/plugins/profile/*/*.xplane.pb"))
+
+
+@pytest.mark.parametrize("call", ["start_trace", "stop_trace"])
+def test_a_profiler_that_fails_does_not_end_the_run(tmp_path, monkeypatch, call):
+    def fail(*_, **__):
+        raise OSError("No space left on device")
+
+    for name in ("start_trace", "stop_trace"):
+        monkeypatch.setattr(jax.profiler, name, fail if name == call else lambda *_, **__: None)
+    lines = []
+    profile = Profile(tmp_path, (1, 2), range(1, 5), Progress(4, 0, lines.append), Clock())
+    for step in range(1, 5):
+        profile.before(step, None)
+        profile.after(step, None)
+    profile.close()
+    assert lines == ["warning: no profile (OSError: No space left on device)"]
 
 
 def test_a_window_that_is_over_is_a_note(tmp_path):
