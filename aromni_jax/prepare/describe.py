@@ -17,6 +17,7 @@ from aromni_jax.data import Manifest, Record, read_manifest
 from aromni_jax.data.files import RecordFile
 from aromni_jax.errors import UserError
 from aromni_jax.prepare.corpus import REJECTS
+from aromni_jax.prepare.items import Reject
 from aromni_jax.store import unwritable, write_text
 from aromni_jax.tasks.answers import read_answer
 from aromni_jax.tasks.parts import Image, Part, Speech, Text
@@ -94,12 +95,14 @@ def _rejects(file: pathlib.Path) -> Iterator[str]:
     reasons: collections.Counter[str] = collections.Counter()
     shown: list[str] = []
     with file.open() as lines:
-        for line in lines:
-            row = json.loads(line)
-            reasons[row["reason"]] += 1
+        for number, line in enumerate(lines, 1):
+            try:
+                reject = Reject(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{file}, line {number}: no reject ({error}); delete the line") from None
+            reasons[reject.reason] += 1
             if len(shown) < _REJECTS_SHOWN:
-                detail = f" ({row['detail']})" if row["detail"] else ""
-                shown.append(f"  {row['file']} {row['record']}: {row['reason']}{detail}")
+                shown.append(f"  {reject.line}")
     yield f"rejected: {reasons.total():,}" + (f", named in {file}" if reasons else "")
     if reasons:
         yield _counts("reasons", dict(reasons.most_common()))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_rejects_are_shown(tmp_path, capsys):
     corpora.prepare(place, tmp_path / "data", tasks=["image_caption"])
     _, told, _ = inspect(capsys, "data", tmp_path / "data")
     assert "rejected: 1, named in" in told and "reasons: no text 1 (100.0%)" in told
-    assert "0.png png/0: no text (a caption or transcript is missing or empty)" in told
+    assert "0.png (png/0): no text (a caption or transcript is missing or empty)" in told
 
 
 @pytest.mark.parametrize("task", ["text_to_image", "speech_to_text"])
@@ -87,3 +88,11 @@ def test_what_cannot_be_shown(folder_set, tmp_path, capsys):
     code, told, _ = inspect(capsys, tmp_path / "data", "--record", 0)
     assert code == 0 and "text[1: 16384]" in told
     assert "made without codecs" in inspect(capsys, tmp_path / "data", "--record", 0, "--out", tmp_path)[2]
+
+
+@pytest.mark.parametrize("line", ["{", "5", '{"file": "a"}'])
+def test_a_damaged_list_of_rejects_is_named(folder_set, tmp_path, capsys, line):
+    shutil.copytree(folder_set[0], tmp_path / "data")
+    (tmp_path / "data" / "rejects.jsonl").write_text(line)
+    code, _, err = inspect(capsys, "data", tmp_path / "data")
+    assert code == 1 and "rejects.jsonl, line 1: no reject" in err and err.count("\n") == 1
