@@ -89,10 +89,12 @@ def _record(path: pathlib.Path, args: argparse.Namespace) -> list[str]:
     from aromni_jax.prepare.describe import record_at, write_record
 
     record = record_at(path, args.split, args.record)
-    world = args.world or _world(None, path / "manifest.json")
+    manifest, codec = read_manifest(path), _text_codec(_world(args.world, path / "manifest.json"))
+    if codec and manifest.codecs.get("text", codec.fingerprint) != codec.fingerprint:
+        codec = None  # it would read other words out of these pieces
     lines = [
         f"{record.id}  {record.task}, {len(record)} tokens, response {record.response_length}",
-        "  " + spans(record.tokens, read_manifest(path).vocabulary, _text_codec(world)),
+        "  " + spans(record.tokens, manifest.vocabulary, codec),
     ]
     if args.out:
         files = write_record(path, record, args.out, args.world)

@@ -106,6 +106,8 @@ class Manifest:
                 for split, components in values["splits"].items()
             }
             values["joint"] = {split: PackedRows(**fields) for split, fields in values["joint"].items()}
+            if not isinstance(values["request"], dict) or values["joint"].keys() != values["splits"].keys():
+                raise ValueError("request or joint is not that of a data set")
             return cls(**values)
         except UserError:
             raise

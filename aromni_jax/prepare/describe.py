@@ -94,7 +94,7 @@ def _rejects(file: pathlib.Path) -> Iterator[str]:
         return
     reasons: collections.Counter[str] = collections.Counter()
     shown: list[str] = []
-    with file.open() as lines:
+    with file.open(errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 reject = Reject(**json.loads(line))

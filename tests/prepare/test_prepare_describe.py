@@ -90,9 +90,23 @@ def test_what_cannot_be_shown(folder_set, tmp_path, capsys):
     assert "made without codecs" in inspect(capsys, tmp_path / "data", "--record", 0, "--out", tmp_path)[2]
 
 
-@pytest.mark.parametrize("line", ["{", "5", '{"file": "a"}'])
+@pytest.mark.parametrize("line", [b"{", b"5", b'{"file": "a"}', b"\xff"])
 def test_a_damaged_list_of_rejects_is_named(folder_set, tmp_path, capsys, line):
     shutil.copytree(folder_set[0], tmp_path / "data")
-    (tmp_path / "data" / "rejects.jsonl").write_text(line)
+    (tmp_path / "data" / "rejects.jsonl").write_bytes(line)
     code, _, err = inspect(capsys, "data", tmp_path / "data")
     assert code == 1 and "rejects.jsonl, line 1: no reject" in err and err.count("\n") == 1
+
+
+def test_another_text_codec_puts_no_words_into_a_record(folder_set, capsys):
+    code, told, _ = inspect(capsys, "data", folder_set[0], "--record", 0, "--world", "things")
+    assert code == 0 and "text[" in told and '"' not in told
+
+
+@pytest.mark.parametrize("change", [{"request": [1]}, {"joint": {}}])
+def test_an_edited_manifest_is_named(folder_set, tmp_path, capsys, change):
+    shutil.copytree(folder_set[0], tmp_path / "data")
+    values = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(values | change))
+    code, _, err = inspect(capsys, "data", tmp_path / "data", "--record", 0)
+    assert code == 1 and "not a data set manifest" in err and err.count("\n") == 1
