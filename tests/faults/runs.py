@@ -36,7 +36,7 @@ def write_data(folder):
     made = [Row.from_bytes(rows[i], small_run.VOCABULARY) for i in range(len(rows))]
     text = small_run.VOCABULARY.text
     with RecordWriter(folder / ROWS) as writer:
-        for number in range(24_000):
+        for number in range(60_000):
             row = made[number % len(made)]
             tokens, tasks = row.tokens.copy(), row.task_ids.copy()
             words = (tokens >= text.start) & (tokens < text.stop)
