@@ -54,13 +54,15 @@ def compile_training(
       "fits": False and what the compiler says is needed, and no more, if it refuses.
 
     Raises:
-      UserError: a mesh that does not fit the topology.
+      UserError: a mesh that does not fit the topology, rows that do not fit the mesh or the model.
     """
     chips = len(target.devices)
     mesh = make_mesh(trial.mesh, target.devices)
     model = dataclasses.replace(model, remat=trial.remat, param_dtype="float32")
     if length > model.max_positions:
         raise UserError(f"rows of {length} tokens are longer than the {model.max_positions} positions of the model")
+    if length % mesh.shape["context"]:
+        raise UserError(f"rows of {length} tokens cannot be split over {mesh.shape['context']} chips along context")
     config = RunConfig(model=model, data=DataConfig(sequence_length=length, batch_size=trial.rows * chips))
     row: dict[str, Any] = {
         "topology": target.name,

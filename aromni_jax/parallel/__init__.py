@@ -10,7 +10,14 @@ from aromni_jax.parallel.processes import (
     same_everywhere,
     together,
 )
-from aromni_jax.parallel.sharding import DEFAULT_RULES, ShardingRules, batch_sharding, param_shardings, shard
+from aromni_jax.parallel.sharding import (
+    DEFAULT_RULES,
+    ShardingRules,
+    batch_sharding,
+    own_rows,
+    param_shardings,
+    shard,
+)
 
 __all__ = [
     "AXES",
@@ -24,6 +31,7 @@ __all__ = [
     "joined",
     "make_mesh",
     "mesh_sizes",
+    "own_rows",
     "param_shardings",
     "platform",
     "same_everywhere",

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
@@ -36,7 +37,7 @@ def sum_over_rows(
       arrays: split as batches are.
       names: of each array, a letter per axis: "b" rows, "s" positions; default: these are its first two.
       axes: logical names of the result's axes; along the one that is split over "fsdp" every device gets its part.
-      dtype: in which the sums of several devices are sent and added; the function's on CPUs.
+      dtype: in which the sums of several devices are sent and added; float32 on CPUs.
     """
     mesh = jax.sharding.get_abstract_mesh()
     result = jax.eval_shape(function, *arrays)
@@ -49,7 +50,7 @@ def sum_over_rows(
         return function(*arrays)
     place = spec.index("fsdp")
     # XLA ends the process when it is to add bfloat16 between CPUs.
-    sent = result.dtype if platform() == "cpu" else dtype
+    sent = jnp.float32 if platform() == "cpu" else dtype
 
     def own_part(*arrays: jax.Array) -> jax.Array:
         part = function(*arrays).astype(sent)

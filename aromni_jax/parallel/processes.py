@@ -122,15 +122,17 @@ def failing_alone() -> Iterator[None]:
             _exit_code.append(130 if isinstance(error, KeyboardInterrupt) else 1)
             state = distributed.global_state
             reason = f"process {state.process_id} of {state.num_processes} failed: {error or type(error).__name__}"
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
+            told = ""
+            try:
                 _client().key_value_set(_FAILED, reason)
+            except jax.errors.JaxRuntimeError:  # another one was first, or the service is gone
+                with contextlib.suppress(jax.errors.JaxRuntimeError):
+                    told = _client().key_value_try_get(_FAILED)
             if state.process_id == 0:  # the service ends with it: time for the others to look
                 time.sleep(2 * _LOOK_SECONDS)
             if isinstance(error, jax.errors.JaxRuntimeError) and any(word in str(error) for word in _LOST):
-                raise UserError(
-                    f"process {state.process_id} of {state.num_processes} lost another one "
-                    f"({str(error).splitlines()[0]}); the others' logs say why"
-                ) from error
+                lost = f"process {state.process_id} of {state.num_processes} lost another one"
+                raise UserError(told or f"{lost} ({str(error).splitlines()[0]}); the others' logs say why") from error
         raise
 
 

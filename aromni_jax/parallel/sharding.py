@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from aromni_jax.errors import UserError
+
 MeshAxes = tuple[str, ...]
 
 
@@ -103,6 +105,32 @@ def param_shardings(table: Mapping[str, Declared], mesh: Mesh, rules: ShardingRu
 def batch_sharding(mesh: Mesh, rules: ShardingRules = DEFAULT_RULES) -> NamedSharding:
     """Of every [b, s] array of a batch: rows over replica and fsdp, positions over context."""
     return NamedSharding(mesh, rules.spec("batch", "seq"))
+
+
+def own_rows(batches: NamedSharding) -> tuple[int, int]:
+    """(i, n): the i-th of n equal parts of every batch's rows is what the devices of this process take.
+
+    Processes whose devices share rows, along "context" or "tensor", have the same i.
+
+    Args:
+      batches: `batch_sharding` of the run's mesh.
+
+    Raises:
+      UserError: some processes share a part of their rows only.
+    """
+    taken: dict[int, set[int]] = {}
+    sizes = batches.mesh.shape
+    count = sizes["replica"] * sizes["fsdp"]
+    places: Mapping[Any, Any] = batches.devices_indices_map((count, sizes["context"]))
+    for device, (rows, _) in places.items():
+        taken.setdefault(device.process_index, set()).update(range(count)[rows])
+    parts = sorted(set(map(frozenset, taken.values())), key=min)
+    if sum(map(len, parts)) != count or len(set(map(len, parts))) > 1:
+        raise UserError(
+            "mesh: some processes share a part of their rows only; make mesh.context x mesh.tensor a divisor or a "
+            "multiple of the devices of a process"
+        )
+    return parts.index(frozenset(taken[jax.process_index()])), len(parts)
 
 
 def _dividing(part: MeshAxes, size: int, mesh: Mesh | AbstractMesh) -> MeshAxes:

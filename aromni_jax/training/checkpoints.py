@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import time
 import typing
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -76,6 +77,7 @@ class Checkpoints:
             "codecs": dict(codecs or {}),
             "checksums": {name: store.checksums(tree) for name, tree in arrays.items()},
         }
+        metadata["checksum"] = _checksum(metadata)
         self.wait()
         self._saving = self._newest = step
         saves = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
@@ -196,17 +198,26 @@ class Checkpoints:
         )
 
 
-def read_metadata(step_directory: pathlib.Path) -> dict[str, Any]:
-    """Metadata of one checkpoint; Damaged if unreadable, UserError if of an unknown layout."""
+def _metadata(step_directory: pathlib.Path) -> dict[str, Any]:
+    """Metadata of one checkpoint; Damaged if unreadable or not as written, UserError if of an unknown layout."""
     file = step_directory / store.METADATA / store.METADATA
-    return store.read_description(file)
+    metadata = store.read_description(file)
+    if metadata.get("checksum", found := _checksum(metadata)) != found:
+        raise store.Damaged(f"{file}: damaged (its checksum differs)")
+    return metadata
+
+
+def _checksum(metadata: Mapping[str, Any]) -> int:
+    """Of all of it but the checksum itself."""
+    values = {key: value for key, value in metadata.items() if key != "checksum"}
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _read(
     directory: pathlib.Path, abstract: TrainState, config: RunConfig, vocabulary: JointVocabulary
 ) -> tuple[TrainState, dict[str, Any]]:
     """State in the stored dtypes, its bits not checked, and metadata."""
-    metadata = read_metadata(directory)
+    metadata = _metadata(directory)
     _check_same_run(directory, metadata, config, vocabulary)
     arrays = {name: store.read_unchecked(directory / name, tree) for name, tree in _split(abstract).items()}
     return _join(abstract, arrays), metadata

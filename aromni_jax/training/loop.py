@@ -23,6 +23,7 @@ from aromni_jax.parallel import (
     batch_sharding,
     check_shared,
     make_mesh,
+    own_rows,
     same_everywhere,
     together,
 )
@@ -85,17 +86,16 @@ def train(
     clock = Clock()
     # Mesh and data --------------------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
+    replicated, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
     first_process = jax.process_index() == 0
     with together("config and data"):
         manifest = data.read_manifest(config.data.path)
         vocabulary = manifest.vocabulary
         _check(config, vocabulary, mesh, codebook_kc)
         parts = trained(config, vocabulary)
-        batches = data.batches(
-            config.data, config.loss, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
-        )
+        index, count = own_rows(rows)
+        batches = data.batches(config.data, config.loss, vocabulary, process_index=index, process_count=count)
     same_everywhere("run", _identity(config, manifest))
-    replicated, rows = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
     codebook = None
     if config.loss.perceptual_weight and codebook_kc is not None:
         codebook = jax.make_array_from_callback(codebook_kc.shape, replicated, lambda index: codebook_kc[index])
@@ -213,6 +213,10 @@ def _check(
             f"data.sequence_length {config.data.sequence_length} is more than model.max_positions "
             f"{config.model.max_positions}"
         )
+    if config.data.sequence_length % mesh.shape["context"]:
+        raise UserError(
+            f"data.sequence_length {config.data.sequence_length} is no multiple of mesh.context {mesh.shape['context']}"
+        )
     parts = config.train.accumulate_steps * mesh.shape["replica"] * mesh.shape["fsdp"]
     if config.data.batch_size % parts:
         raise UserError(
@@ -258,9 +262,8 @@ def _evaluate(
     """
     total: Metrics | None = None
     answers = dataclasses.replace(config.loss, prompt_weight=0.0)
-    held_out = data.epoch(
-        config.data, answers, vocabulary, process_index=jax.process_index(), process_count=jax.process_count()
-    )
+    index, count = own_rows(rows)
+    held_out = data.epoch(config.data, answers, vocabulary, process_index=index, process_count=count)
     for batch in held_out:
         metrics = eval_step(state.weights, _to_devices(config, batch, rows), codebook)
         total = metrics if total is None else total + metrics

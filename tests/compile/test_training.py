@@ -105,6 +105,11 @@ def test_rows_longer_than_the_model_knows_positions():
         compile_training(on_cpus(), CONFIG, V, Trial(1, "full", MeshConfig()), length=9999)
 
 
+def test_rows_that_a_mesh_cannot_split():
+    with pytest.raises(UserError, match="rows of 17 tokens cannot be split over 4 chips along context"):
+        compile_training(on_cpus(), CONFIG, V, Trial(1, "full", MeshConfig(context=4)), length=17)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

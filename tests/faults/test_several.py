@@ -60,6 +60,14 @@ def test_two_and_four_train_as_one(pair, data, tmp_path):
     close(tmp_path / "four", tmp_path / "one", 1e-4)
 
 
+@pytest.mark.parametrize("axis", ["context", "tensor"])
+def test_two_that_share_every_row_train_as_one(data, tmp_path, axis):
+    settings = (*SHORT, "train.steps=10")
+    runs.finish(tmp_path / "one", data, *settings)
+    finish(2, tmp_path / "two", data, *settings, "mesh.fsdp=1", f"mesh.{axis}=2")
+    close(tmp_path / "two", tmp_path / "one", 1e-4)
+
+
 def test_one_of_two_killed_in_a_step(pair, data, tmp_path, note):
     run = tmp_path / "run"
     with runs.processes(2, run, data, *SHORT) as (first, second):

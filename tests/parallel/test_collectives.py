@@ -8,6 +8,7 @@ from jax.sharding import AbstractDevice, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from aromni_jax.config import MeshConfig
+from aromni_jax.model.embedding import embed
 from aromni_jax.parallel import batch_sharding, make_mesh, sum_over_rows, whole
 
 
@@ -57,6 +58,18 @@ def test_sums_are_sent_in_the_dtype_that_was_asked_for_but_on_cpus():
 
     with jax.sharding.use_abstract_mesh(abstract):
         assert "bf16" in str(jax.make_jaxpr(total)(*arrays()))
+
+
+def test_no_sum_in_half_precision_is_sent_between_cpus():
+    """The embedding's gradient is one: XLA ends the process that compiles it."""
+    table_vd, tokens_bs = jnp.ones((6, 16), jnp.bfloat16), jnp.arange(8, dtype=jnp.int32)[:, None] % 3
+    gradient = jax.grad(lambda table_vd: embed(table_vd, tokens_bs).astype(jnp.float32).sum())
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=4, replica=2))):
+        sent = [line for line in str(jax.make_jaxpr(gradient)(table_vd)).splitlines() if "reduce_scatter[" in line]
+        assert sent and not any("bf16" in line for line in sent), sent
+        found = jax.jit(gradient)(table_vd)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found[:, 0], [3, 3, 2, 0, 0, 0])
 
 
 @pytest.mark.parametrize(("rows", "width"), [(6, 16), (8, 12)])

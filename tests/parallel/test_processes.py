@@ -7,12 +7,22 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 
+import jax
 import pytest
 
 from aromni_jax.errors import UserError
-from aromni_jax.parallel import check_shared, exchange, initialize_distributed, same_everywhere, together
+from aromni_jax.parallel import (
+    check_shared,
+    exchange,
+    initialize_distributed,
+    processes,
+    same_everywhere,
+    together,
+)
 from aromni_jax.training.checkpoints import Checkpoints
 from tests.training import small_run
 from tests.training.test_checkpoints import RUN, largest_file, random_state
@@ -106,6 +116,25 @@ def test_who_does_not_come_is_named(pair):
 
 def test_the_others_end_with_the_one_that_fails(pair):
     assert pair[2].splitlines()[-1] == "aromni: process 1 of 2 failed: disk full"
+
+
+def test_who_loses_one_that_said_why_says_the_same(monkeypatch):
+    """The network notices sooner than the look at what others have said, which is every few seconds."""
+
+    class Client:
+        def key_value_set(self, key, value):
+            raise jax.errors.JaxRuntimeError("ALREADY_EXISTS: key aromni/failed already exists.")
+
+        def key_value_try_get(self, key):
+            return "process 0 of 2 failed: no data for 3 s"
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    state = types.SimpleNamespace(client=Client(), process_id=1, num_processes=2)
+    monkeypatch.setattr(processes.distributed, "global_state", state)
+    monkeypatch.setattr(processes, "_exit_code", [])
+    monkeypatch.setattr(processes, "_ending", threading.Event())
+    with pytest.raises(UserError, match=r"^process 0 of 2 failed: no data for 3 s$"), processes.failing_alone():
+        raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
 
 
 def test_alone_there_is_nothing_to_wait_for(tmp_path):

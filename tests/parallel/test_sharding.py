@@ -7,12 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from aromni_jax.config import MeshConfig, ModelConfig
+from aromni_jax.errors import UserError
 from aromni_jax.losses import image_span_mask, perceptual, weighted_next_token
 from aromni_jax.model import flatten, forward, init_params, parameter_table
-from aromni_jax.parallel import DEFAULT_RULES, ShardingRules, batch_sharding, make_mesh, param_shardings, shard
+from aromni_jax.parallel import (
+    AXES,
+    DEFAULT_RULES,
+    ShardingRules,
+    batch_sharding,
+    make_mesh,
+    own_rows,
+    param_shardings,
+    shard,
+)
 
 CONFIG = ModelConfig(
     vocab_size=96, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, perceptual_dim=4, norm_order="swin"
@@ -52,6 +63,43 @@ def test_parameters_are_split_and_batches_too():
     assert shardings["final_norm/scale"].spec == P(None)
     rows = jax.device_put(jnp.zeros((8, 16)), batch_sharding(mesh))
     assert {piece.data.shape for piece in rows.addressable_shards} == {(2, 16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """One of two of process 0, or of another one."""
+
+    id: int
+    platform = device_kind = "cpu"
+
+    @property
+    def process_index(self):
+        return self.id // 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((1, 8, 1, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((2, 2, 1, 2), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ((1, 2, 1, 4), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((1, 2, 4, 1), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((1, 1, 8, 1), [(0, 1)] * 4),
+    ],
+)
+def test_processes_that_share_rows_read_the_same(sizes, expected, monkeypatch):
+    mesh = Mesh(np.array([Device(number) for number in range(8)], object).reshape(sizes), AXES)
+    found = []
+    for process in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found.append(own_rows(batch_sharding(mesh)))
+    assert found == expected
+
+
+def test_processes_that_share_a_part_of_their_rows_are_refused():
+    mesh = Mesh(np.array([Device(number) for number in range(6)], object).reshape(1, 2, 3, 1), AXES)
+    with pytest.raises(UserError, match=r"share a part .* mesh\.context x mesh\.tensor"):
+        own_rows(batch_sharding(mesh))
 
 
 def test_shard_is_nothing_without_a_mesh():

@@ -114,6 +114,19 @@ def test_missing_metadata_is_damage_too(saved):
     assert int(state.step) == 1 and len(lines) == 1
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b'"checksums"', b'"checksumz"'), (b'"data": {"step": 2}', b'"data": {"step": 6}'), (b'"peak_lr"', b'"peak_ls"')],
+)
+def test_a_flipped_bit_in_the_metadata_is_damage_too(saved, before, after):
+    file = saved / "checkpoints" / "2" / "metadata" / "metadata"
+    assert file.read_bytes().count(before) == 1
+    file.write_bytes(file.read_bytes().replace(before, after))
+    (state, metadata), lines = restore(saved)
+    assert int(state.step) == 1 and metadata["data"] == {"step": 1}
+    assert len(lines) == 1 and "metadata/metadata: damaged" in lines[0]
+
+
 def test_all_damaged_is_an_error(saved):
     for step in (1, 2):
         largest_file(saved / "checkpoints" / str(step) / "params").write_bytes(b"x")

@@ -146,6 +146,10 @@ def test_too_many_steps_that_are_not_finite_end_the_run(run, tmp_path):
     [
         ({"model__vocab_size": 70}, "model.vocab_size is 70, but the vocabulary of .* has 68 ids"),
         ({"data__batch_size": 12}, "data.batch_size 12 is no multiple of 8"),
+        (
+            {"mesh__fsdp": 2, "mesh__context": 4, "data__sequence_length": 30},
+            "data.sequence_length 30 is no multiple of mesh.context 4",
+        ),
         ({"model__max_positions": 16}, "data.sequence_length 32 is more than model.max_positions 16"),
         ({"model__perceptual_dim": 5}, r"needs an image codebook of shape \(16, 5\).* is \(16, 8\)"),
         ({"data__sequence_length": 64}, "rows of 32 tokens, but data.sequence_length is 64"),
