@@ -129,7 +129,7 @@ def finish(run, data, *settings, **more):
     """Start (again), to the end; the `Training`."""
     with training(run, data, *settings, **more) as again:
         assert again.end() == 0, again.errors
-    assert "Traceback" not in again.errors
+    assert "Traceback" not in again.errors, again.errors
     return again
 
 

@@ -124,7 +124,7 @@ def test_a_hung_reader_of_one_ends_both(pair, data, tmp_path, note):
 def test_two_then_four_then_one(data, tmp_path, note):
     """Stopped twice, and gone on with by another number of processes: every example in its place, none twice."""
     numbered, run, read = write_numbers(tmp_path / "data"), tmp_path / "run", []
-    settings = ["train.steps=60", "train.checkpoint_every=1000", "train.log_every=2", "optimizer.peak_lr=1e-3"]
+    settings = ["train.steps=60", "train.checkpoint_every=1000", "train.log_every=1", "optimizer.peak_lr=1e-3"]
     config = load_config(f"{runs.ROOT / runs.CONFIG}:{numbered}", settings)
     graces = []
     for count, stop_at in ((2, 16), (4, 36), (1, None)):
