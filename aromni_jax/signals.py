@@ -56,10 +56,10 @@ def heard_everywhere() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    hook = sys.unraisablehook
+    hook, over = sys.unraisablehook, False
 
     def dropped(unraisable: sys.UnraisableHookArgs) -> None:
-        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        if issubclass(unraisable.exc_type, KeyboardInterrupt) and not over:
             signal.setitimer(signal.ITIMER_REAL, _AGAIN)
         else:
             hook(unraisable)
@@ -70,5 +70,7 @@ def heard_everywhere() -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.unraisablehook = hook
+        over = True
+        if sys.unraisablehook is dropped:  # else a hook around this one stays: what it keeps quiet may still come
+            sys.unraisablehook = hook
         signal.signal(signal.SIGALRM, before)

@@ -62,10 +62,10 @@ def measure(rows: int, length: int, steps: int, repeats: int) -> list[float]:
     config = run_config(rows, length)
     mesh = make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
-    abstract = abstract_state(config, optimizer, mesh)
+    abstract = abstract_state(config, VOCABULARY, optimizer, mesh)
     program = lower_step(config, VOCABULARY, optimizer, abstract, mesh).compile()
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = jax.jit(lambda key: make_state(config.model, optimizer, key), out_shardings=placed)(jax.random.key(0))
+    state = jax.jit(lambda key: make_state(config, VOCABULARY, optimizer, key), out_shardings=placed)(jax.random.key(0))
     batch = jax.device_put(made_up(rows, length), batch_sharding(mesh))
     rates = []
     for repeat in range(repeats + 1):

@@ -88,3 +88,18 @@ def test_other_dropped_errors_are_still_said(monkeypatch):
     with heard_everywhere():
         Broken()
     assert said == ["broken"]
+
+
+def test_a_hook_set_meanwhile_stays(monkeypatch):
+    """As that of an abandoned task, whose last words come when the command is over; a late Ctrl-C repeats nothing."""
+    said, passed = [], []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: said.append(lost.exc_type))
+
+    def around(inner):
+        return lambda lost: (passed.append(lost.exc_type), inner(lost))
+
+    with heard_everywhere():
+        monkeypatch.setattr(sys, "unraisablehook", around(sys.unraisablehook))
+    in_finaliser()
+    time.sleep(0.1)
+    assert said == passed == [KeyboardInterrupt]
