@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import itertools
@@ -20,7 +21,7 @@ _COLUMNS_TOLD = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class _Files:
+class _Files(abc.ABC):
     """What both kinds have in common: files that hold rows of one kind."""
 
     files: tuple[str, ...]
@@ -42,8 +43,9 @@ class _Files:
         return files_state(self.files)
 
     @property
+    @abc.abstractmethod
     def _table(self) -> Table:
-        raise NotImplementedError
+        """What the rows of all files mean."""
 
     def _split(self, file: str) -> str:
         return split_named(Path(file).stem) if self.has_split else ""
