@@ -66,16 +66,12 @@ def sampler(config: RunConfig, run_directory: pathlib.Path) -> Sampler | None:
     """Who answers held-out prompts while training, if `train.sample_every` asks for it."""
     if not config.train.sample_every:
         return None
-    import jax
-
     from aromni_jax.evaluation.progress_samples import ProgressSamples
+    from aromni_jax.parallel import together
 
-    if jax.process_count() > 1:  # the engine reads its tokens on one host, and its programs are not tried on several
-        if jax.process_index() == 0:
-            print("note: no samples in a run of several processes; `aromni generate` takes its checkpoints")
-        return None
     try:
-        return ProgressSamples(config, run_directory)
+        with together("samples"):  # all of several processes make them, or none
+            return ProgressSamples(config, run_directory)
     except UserError as error:
         print(f"note: no samples: {error}")
         return None

@@ -214,4 +214,4 @@ def decode(
     nothing_3 = jnp.asarray([vocabulary.pad, State.DONE, State.DONE], jnp.int32)
     told_3sb = jnp.broadcast_to(nothing_3[:, None, None], (3, steps, len(rows_b)))
     _, carry, told_3sb = jax.lax.while_loop(more, next_step, (jnp.zeros((), jnp.int32), carry, told_3sb))
-    return carry, told_3sb
+    return carry, shard(told_3sb, None, None, None)  # whole everywhere: every process of several reads it

@@ -20,9 +20,10 @@ from aromni_jax import data, store
 from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
 from aromni_jax.config import ModelConfig, RunConfig
 from aromni_jax.data import Manifest
-from aromni_jax.decoding import Engine, Request
+from aromni_jax.decoding import Engine, Request, Result
 from aromni_jax.errors import UserError
 from aromni_jax.evaluation.samples import timeline, write_parts
+from aromni_jax.parallel import alone
 from aromni_jax.tasks import make_request, read_answer, task_options
 from aromni_jax.vocabulary import TASKS, JointVocabulary
 
@@ -61,7 +62,7 @@ class ProgressSamples:
 
     The prompts and the seeds are the same every time. The engine works on the parameters where they are; it takes the
     layers apart, which needs the memory of the layers once more, split over the devices as they are, for as long as the
-    call lasts. Codecs are loaded for the call, too.
+    call lasts. Codecs are loaded for the call, too. Of several processes all decode, and the first one writes.
 
     Args:
       say: gets a line for every codec that is missing.
@@ -75,18 +76,29 @@ class ProgressSamples:
         self._manifest = data.read_manifest(config.data.path)
         self._vocabulary = self._manifest.vocabulary
         self._prompts = held_out_prompts(config, self._manifest)
-        for note in load_codecs(config.world, self._manifest)[1]:
-            say(f"note: samples: {note}")
+        if jax.process_index() == 0:
+            for note in load_codecs(config.world, self._manifest)[1]:
+                say(f"note: samples: {note}")
         self._new = True  # what does not change from time to time is shown the first time
 
     def __call__(self, params: Any, step: int) -> Shown:
-        codecs, _ = load_codecs(self._config.world, self._manifest)
-        folder = self._folder / f"{step:07d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        results = self._answers(params)
+        if jax.process_index() != 0:
+            return {}
+        with alone():  # its codecs are not for the others to wait for
+            return self._write(step, results)
+
+    def _answers(self, params: Any) -> list[Result]:
+        """By all processes together: each knows every token, and so does the same."""
         requests = [self._request(number, prompt) for number, prompt in enumerate(self._prompts)]
         mesh = decoding_mesh(jax.tree.leaves(params)[0].sharding.mesh)
         model = _Model(params, self._config.model, self._vocabulary)
-        results = Engine(model, max_batch=len(requests), mesh=mesh).generate(requests)
+        return Engine(model, max_batch=len(requests), mesh=mesh).generate(requests)
+
+    def _write(self, step: int, results: Sequence[Result]) -> Shown:
+        codecs, _ = load_codecs(self._config.world, self._manifest)
+        folder = self._folder / f"{step:07d}"
+        folder.mkdir(parents=True, exist_ok=True)
         decoder, records, shown = codecs.text_codec or _Pieces(), [], Shown()
         for prompt, result in zip(self._prompts, results, strict=True):
             sides = {"in": prompt.tokens[1:], "wanted": prompt.answer, "out": result.tokens.tolist()}

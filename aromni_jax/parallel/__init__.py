@@ -1,7 +1,7 @@
 """Mesh, logical-axis rules and multi-host start (DESIGN 7)."""
 
 from aromni_jax.parallel.collectives import joined, sum_over_rows, whole
-from aromni_jax.parallel.mesh import AXES, make_mesh, mesh_sizes, platform
+from aromni_jax.parallel.mesh import AXES, alone, make_mesh, mesh_sizes, platform
 from aromni_jax.parallel.processes import (
     check_shared,
     exchange,
@@ -23,6 +23,7 @@ __all__ = [
     "AXES",
     "DEFAULT_RULES",
     "ShardingRules",
+    "alone",
     "batch_sharding",
     "check_shared",
     "exchange",

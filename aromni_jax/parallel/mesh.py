@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -44,6 +45,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     else:
         array = np.asarray(devices).reshape(sizes)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def alone() -> contextlib.AbstractContextManager:
+    """In it, a process of several computes by itself, on a device of its own.
+
+    Inside the `jax.set_mesh` of a run, whatever one process computes waits for all others to compute it, too.
+    """
+    return jax.set_mesh(make_mesh(MeshConfig(), jax.local_devices()[:1]))
 
 
 def mesh_sizes(config: MeshConfig, count: int) -> tuple[int, ...]:

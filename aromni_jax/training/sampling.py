@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import jax
+
 from aromni_jax.model import Params
 from aromni_jax.training.boards import Shown
 from aromni_jax.training.metrics import MetricsLog
@@ -12,7 +14,7 @@ from aromni_jax.training.progress import Progress
 
 Sampler = Callable[[Params, int], Shown]
 """(parameters, step) -> samples by name. The parameters are used where they are, and not after the call: the next step
-gives their memory away. Called in the context of the run's mesh."""
+gives their memory away. Called in the context of the run's mesh, by all of several processes; the first one shows."""
 
 
 def take_samples(sampler: Sampler, params: Params, step: int, log: MetricsLog, progress: Progress) -> None:
@@ -25,4 +27,5 @@ def take_samples(sampler: Sampler, params: Params, step: int, log: MetricsLog, p
         reason = (str(error).strip().splitlines() or [""])[0]
         progress.line(f"warning: step {step}: no samples ({type(error).__name__}: {reason[:300]})")
         return
-    progress.line(f"step {step}: {len(shown)} samples in {time.perf_counter() - started:.1f} s")
+    if jax.process_index() == 0:
+        progress.line(f"step {step}: {len(shown)} samples in {time.perf_counter() - started:.1f} s")

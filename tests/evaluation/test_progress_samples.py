@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -19,6 +24,7 @@ from aromni_jax.parallel import make_mesh, param_shardings
 from aromni_jax.tasks import Image, PromptBuilder, Speech, Text
 from aromni_jax.vocabulary import JointVocabulary
 
+ROOT = pathlib.Path(__file__).parents[2]
 ROW = 128
 SAID, DRAWN = Speech(np.arange(20, dtype=np.int32)), Image(np.arange(32, dtype=np.int32))
 EXAMPLES = [
@@ -57,8 +63,12 @@ def config(tmp_path_factory, codecs):
         vocabulary=vocabulary, codecs=fingerprints, sequence_length=ROW, request={}, splits=splits, joint=joint
     )
     write_manifest(folder, manifest)
+    return run_config(folder, vocabulary.size)
+
+
+def run_config(folder, size):
     model = ModelConfig(
-        vocab_size=vocabulary.size, dim=32, layers=1, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, max_positions=512
+        vocab_size=size, dim=32, layers=1, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, max_positions=512
     )
     return RunConfig(model=model, data=DataConfig(path=str(folder), sequence_length=ROW))
 
@@ -111,18 +121,42 @@ def test_the_same_parameters_answer_the_same_again_and_what_was_given_is_not_sho
     assert set(again) == {name for name in before if "/given/" not in name and "/held_out/" not in name}
 
 
+def test_two_processes_answer_together_and_the_first_one_writes(first, config, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fast = {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    words = [sys.executable, "-m", "tests.evaluation.sampling_pair", str(port), config.data.path, str(tmp_path)]
+    running = [
+        subprocess.Popen(
+            [*words, str(index)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            env=os.environ | fast,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    try:
+        shown = [json.loads(process.communicate(timeout=200)[0].splitlines()[-1]) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert shown == [sorted(first[-1]), []]
+    assert [path.name for path in tmp_path.iterdir()] == ["0"], "the second one wrote, too"
+    assert answered(tmp_path / "0") == answered(first[0])
+
+
+def answered(run):
+    """All tokens but those of the chat, whose random answer is long enough to depend on rounding."""
+    records = json.loads((run / "samples/0000005/samples.json").read_text())
+    return [record["tokens"] for record in records if record["task"] != "chat"]
+
+
 @pytest.mark.slow
 def test_a_mesh_that_splits_sequences_gives_the_same_answers(first, config, tmp_path):
-    folder = first[0]
     sampler = ProgressSamples(config, tmp_path)
     mesh = make_mesh(MeshConfig(fsdp=2, context=2, tensor=2))
     with jax.set_mesh(mesh):
         sampler(placed(config, mesh), 5)
-    tokens = [
-        [r["tokens"] for r in json.loads((at / "samples/0000005/samples.json").read_text()) if r["task"] != "chat"]
-        for at in (folder, tmp_path)
-    ]
-    assert tokens[0] == tokens[1]
+    assert answered(tmp_path) == answered(first[0])
 
 
 def test_devices_along_the_sequence_split_the_parameters_further():

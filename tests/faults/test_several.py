@@ -55,7 +55,9 @@ def close(one, other, tolerance):
 
 def test_two_and_four_train_as_one(pair, data, tmp_path):
     runs.finish(tmp_path / "one", data, *SHORT)
-    finish(4, tmp_path / "four", data, *SHORT)
+    four = finish(4, tmp_path / "four", data, *SHORT, "train.sample_every=20")
+    assert len([line for line in four.lines if " samples in " in line]) == 2
+    assert sorted(path.name for path in (tmp_path / "four/samples").iterdir()) == ["0000020", "0000040"]
     close(pair, tmp_path / "one", 1e-4)
     close(tmp_path / "four", tmp_path / "one", 1e-4)
 
