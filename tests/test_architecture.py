@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "compile": {"decoding", "model", "parallel", "data", "training"},
     "convert": {"model", "codecs", "parallel", "store", "signals", "tensorfile", "torchfile"},
     "tasks": {"codecs", "decoding", "convert", "store"},
-    "evaluation": {"tasks", "codecs", "worlds", "store", "data", "decoding"},
+    "evaluation": {"tasks", "codecs", "worlds", "store", "data", "decoding", "parallel"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 
