@@ -55,7 +55,8 @@ class Engine:
         the cache.
       grammar: "strict" keeps every output well-formed; "reference" follows the released code, see `reference`.
       cache_dtype: of keys and values: "float32", "bfloat16", "int8" (half the memory of bfloat16; its error stands
-        in `benchmarks/results/int8_cache.md`), or None = the compute dtype.
+        in `benchmarks/results/int8_cache.md`), or None = the compute dtype. On CPUs, float32 is the fastest: the others
+        save memory there, but are widened at every step.
       mesh: devices to decode on: the model is split by the rules of `parallel.sharding`, the cache by rows over replica
         and fsdp and by key/value heads over tensor. None = the default device.
     """
