@@ -15,6 +15,7 @@ from aromni_jax.errors import UserError
 if TYPE_CHECKING:
     from aromni_jax.decoding import Session
     from aromni_jax.tasks import Assistant, Options, Part
+    from aromni_jax.tasks.dialog import Script
     from aromni_jax.tasks.dialog_files import FileTurn, UserTurn
     from aromni_jax.tasks.synthesis import Synthesiser
 
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Chat until the input ends. From a file, a bad turn is reported and the others run; exit code 1 then."""
+    """Chat until the input ends. Dialogs of a file run side by side; a bad turn is reported, with exit code 1."""
     from aromni_jax.tasks.dialog_files import read_dialogs
     from aromni_jax.tasks.synthesis import load_synthesiser
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Chat:
-    """What all turns share, and what the dialog carries from turn to turn."""
+    """What all turns share, and what the dialog in the terminal carries from turn to turn."""
 
     def __init__(
         self, assistant: Assistant, options: Options, synthesiser: Synthesiser | None, args: argparse.Namespace
@@ -89,47 +90,54 @@ class _Chat:
     # -- from a file ---------------------------------------------------------------------------------
 
     def file(self, turns: Sequence[FileTurn]) -> int:
-        """Run all turns; batch_log.json tells of every one that was begun, however this ends."""
-        from aromni_jax.tasks.reply_files import write_json
+        """Run all turns; batch_log.json tells of every one that is done, in the file's order, however this ends.
 
-        log: list[dict[str, Any]] = []
+        Dialogs are answered side by side, but for those of one folder, whose turns are numbered as they stand.
+        """
+        from aromni_jax.tasks.reply_files import file_name, write_json
+
+        log: dict[int, dict[str, Any]] = {}
+        dialogs: dict[str, list[tuple[int, FileTurn]]] = {}
+        for place, turn in enumerate(turns):
+            dialogs.setdefault(file_name(turn.dialog_id), []).append((place, turn))
         path = self.args.out / "batch_log.json"
         try:
-            for turn in turns:
-                log.append(self._file_turn(turn))
+            self.assistant.converse((self._script(own, log) for own in dialogs.values()), self.options)
         finally:
-            write_json(path, log)
-        failed = sum("error" in entry for entry in log)
+            write_json(path, [log[place] for place in sorted(log)])
+        failed = sum("error" in entry for entry in log.values())
         print(f"{len(log) - failed} of {len(log)} turns done: {path}")
         return 1 if failed else 0
 
-    def _file_turn(self, turn: FileTurn) -> dict[str, Any]:
-        """Run one turn and write its folder; the history stays as it was if the turn is bad."""
+    def _script(self, turns: Sequence[tuple[int, FileTurn]], log: dict[int, dict[str, Any]]) -> Script:
+        """Turns of one folder, with their places in the log; the history stays as it was if a turn is bad."""
+        from aromni_jax.tasks.dialog import Said
         from aromni_jax.tasks.dialog_files import UserTurn, user_parts
 
-        if turn.fresh:
-            self.begin()
-        where = f"{turn.dialog_id} turn {turn.number}"
-        try:
-            said = UserTurn.parse(turn.value, self.args.base_dir or self.args.input.parent)
-            if said.text is not None and said.voice.wav and not getattr(self.synthesiser, "takes_voices", False):
-                print(f"{where}: speaker_wav is not used by --synthesiser {self.args.synthesiser}", file=sys.stderr)
-            parts = user_parts(self.assistant, said, self.synthesiser)
-            reply, history = self.assistant.chat(self.history, parts, said.user_append_text, self.options, self.session)
-            meta = self._write(reply, turn.dialog_id, said)
-        except UserError as error:
-            print(f"{where}: {error}", file=sys.stderr)
-            given = turn.value if isinstance(turn.value, dict) else {}
-            return {
-                "dialog_id": turn.dialog_id,
-                "turn_index": turn.number,
-                "text": given.get("text"),
-                "wav_path": given.get("wav_path", given.get("audio_path")),
-                "error": str(error),
-            }
-        self.history = history
-        print(f"{where}: {meta['reply'] or ', '.join(meta['saved_images'] + meta['saved_audios'])}")
-        return meta
+        history: list[int] = []
+        for place, turn in turns:
+            history = [] if turn.fresh else history
+            where = f"{turn.dialog_id} turn {turn.number}"
+            try:
+                said = UserTurn.parse(turn.value, self.args.base_dir or self.args.input.parent)
+                if said.text is not None and said.voice.wav and not getattr(self.synthesiser, "takes_voices", False):
+                    print(f"{where}: speaker_wav is not used by --synthesiser {self.args.synthesiser}", file=sys.stderr)
+                parts = user_parts(self.assistant, said, self.synthesiser)
+                reply, longer = yield Said(history, parts, said.user_append_text)
+                meta = self._write(reply, turn.dialog_id, said)
+            except UserError as error:
+                print(f"{where}: {error}", file=sys.stderr)
+                given = turn.value if isinstance(turn.value, dict) else {}
+                log[place] = {
+                    "dialog_id": turn.dialog_id,
+                    "turn_index": turn.number,
+                    "text": given.get("text"),
+                    "wav_path": given.get("wav_path", given.get("audio_path")),
+                    "error": str(error),
+                }
+                continue
+            history, log[place] = longer, meta
+            print(f"{where}: {meta['reply'] or ', '.join(meta['saved_images'] + meta['saved_audios'])}")
 
     def _write(self, reply: Any, dialog_id: str, said: UserTurn) -> dict[str, Any]:
         from aromni_jax.tasks.reply_files import write_turn

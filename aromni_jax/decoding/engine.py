@@ -112,6 +112,17 @@ class Engine:
             results |= {order[row.number]: row.result() for row, *_ in progress if row.finish}
         return [results[n] for n in range(len(requests))]
 
+    def results(self, requests: Iterable[Request] | RequestQueue, at_once: int | None = None) -> Generator[Result]:
+        """The result of each request as it ends, without the events of `stream`, which says what requests may be.
+
+        Args:
+          at_once: as many will be decoded at once at most; fewer than `max_batch` need less time and memory.
+        """
+        with contextlib.closing(self._decode(requests, None, at_once)) as chunks:
+            for over, progress in chunks:
+                yield from over
+                yield from (row.result() for row, *_ in progress if row.finish)
+
     def stream(self, requests: Iterable[Request] | RequestQueue, session: Session | None = None) -> Generator[Event]:
         """Events of all requests, in order per request; the last one of each is `Done`.
 
@@ -159,20 +170,21 @@ class Engine:
             yield from stream.finish()
 
     def _decode(
-        self, requests: Iterable[Request] | RequestQueue, session: Session | None
+        self, requests: Iterable[Request] | RequestQueue, session: Session | None, at_once: int | None = None
     ) -> Generator[tuple[list[Result], list[Progress]]]:
         """What is over without having begun, and what has come of the others; after every chunk."""
+        most = min(at_once or self._max_batch, self._max_batch)
         if not isinstance(requests, Sequence):
             if session is not None:
                 raise UserError("a session is for a list of requests: which dialogs go on must be known at once")
             source = requests if isinstance(requests, RequestQueue) else Listed(requests)
-            yield from self._run(self._pool(self._max_batch), _Feed(self, source))
+            yield from self._run(self._pool(most), _Feed(self, source))
             return
         if session is not None and session.owner is not self:
             raise UserError("the session belongs to another engine: its cache is of no use here; make one here")
         self._check(requests)
         if session is None:
-            seats = max(min(len(requests), self._max_batch), 1)
+            seats = max(min(len(requests), most), 1)
             yield from self._run(self._pool(seats), _Feed(self, Listed(requests)))
             return
         # Batches of nearly equal size: the last one fits the programs of the others. Each keeps its cache.

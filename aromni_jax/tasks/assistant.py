@@ -6,20 +6,22 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
+import operator
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import jax
 import numpy as np
 
 from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
-from aromni_jax.decoding import Done, Engine, Event, Result, Session
+from aromni_jax.decoding import Done, Engine, Event, RequestQueue, Result, Session
 from aromni_jax.decoding.engine import Model
 from aromni_jax.errors import UserError
 from aromni_jax.tasks.answers import Media, Reply, read_answer, to_media
-from aromni_jax.tasks.dialog import Turn, TurnDone, plan_turn
+from aromni_jax.tasks.dialog import Said, Script, Turn, TurnDone, plan_turn
 from aromni_jax.tasks.parts import Image, Part, Speech, Text
 from aromni_jax.tasks.prompts import PromptBuilder
 from aromni_jax.tasks.requests import Options, make_request, task_options, tell_negative
@@ -217,6 +219,46 @@ class Assistant:
                     yield TurnDone(event.id, event.at, event.result, *self._finish(turn, event.result))
                 else:
                     yield event
+
+    def converse(self, scripts: Iterable[Script], options: Options | None = None) -> None:
+        """Run dialogs to their ends, `max_batch` of them at once: a turn begins as soon as its script tells it.
+
+        Args:
+          scripts: asked for another one when one of those that run has ended.
+        """
+        queue, coming, numbers = RequestQueue(self.max_batch), iter(scripts), itertools.count()
+        asked: dict[str, tuple[Script, Turn]] = {}
+
+        def go_on(script: Script | None, answer: Callable[[Script], Said] = next) -> None:
+            """Hand in the next turn of the script, or of another one when it has ended."""
+            while script is not None:
+                try:
+                    said = answer(script)
+                except StopIteration:
+                    script, answer = next(coming, None), next
+                    continue
+                try:
+                    turn = self._plan(said.history, said.parts, said.append_text, options)
+                    self.engine.limits(turn.request)
+                except UserError as error:
+                    answer = operator.methodcaller("throw", error)
+                    continue
+                name = str(next(numbers))
+                asked[name] = script, turn
+                queue.submit(dataclasses.replace(turn.request, id=name))
+                return
+
+        for script in itertools.islice(coming, self.max_batch):
+            go_on(script)
+        with contextlib.closing(self.engine.results(queue, at_once=len(asked))) as results:
+            while asked:
+                result = next(results)
+                script, turn = asked.pop(result.id)
+                try:
+                    answer = operator.methodcaller("send", self._finish(turn, result))
+                except UserError as error:
+                    answer = operator.methodcaller("throw", error)
+                go_on(script, answer)
 
     def _plan(
         self,

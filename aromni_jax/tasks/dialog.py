@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 from aromni_jax.decoding import Done, Request
 from aromni_jax.errors import UserError
@@ -81,3 +81,17 @@ class TurnDone(Done):
 
     reply: Reply
     history: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+    """What a user says in a turn: `parts` and `append_text`, after `history` (token ids, [] at first)."""
+
+    history: Sequence[int]
+    parts: Sequence[Part]
+    append_text: str | None = None
+
+
+Script = Generator[Said, tuple[Reply, list[int]], None]
+"""A dialog from the user's side: yields what is said in each turn and is sent the reply and the history that the next
+one takes. A turn that cannot be answered is thrown into it as a `UserError`; it may go on from the old history."""

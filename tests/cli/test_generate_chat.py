@@ -14,7 +14,7 @@ from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
 from aromni_jax.config import ModelConfig
 from aromni_jax.convert import save_model
 from aromni_jax.model import init_params
-from aromni_jax.tasks import Assistant
+from aromni_jax.tasks import Assistant, reply_files
 from aromni_jax.tasks.synthesis import SYNTHESISERS
 from aromni_jax.vocabulary import JointVocabulary
 
@@ -215,18 +215,37 @@ def test_the_shipped_model_answers_in_kind(files, tmp_path):
 
 
 def test_the_log_of_an_interrupted_run(files, tmp_path, monkeypatch):
-    (tmp_path / "d.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
-    answer, calls = Assistant.chat, []
+    """Two dialogs side by side, the shorter one first to end: the log has what is done, in the file's order."""
+    dialogs = [{"dialog_id": "a", "turns": [{"text": "one"}] * 2}, {"dialog_id": "b", "turns": [{"text": "two"}] * 2}]
+    (tmp_path / "d.json").write_text(json.dumps(dialogs))
+    write, ids = reply_files.write_turn, []
 
-    def second_interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
+    def fourth_interrupted(assistant, reply, folder, dialog_id, *args):
+        ids.append(dialog_id)
+        if len(ids) == 4:
             raise KeyboardInterrupt
-        return answer(*args, **kwargs)
+        return write(assistant, reply, folder, dialog_id, *args)
 
-    monkeypatch.setattr(Assistant, "chat", second_interrupted)
-    assert chat(files, tmp_path / "out", "--input", str(tmp_path / "d.jsonl")) == 130
-    assert len(json.loads((tmp_path / "out" / "batch_log.json").read_text())) == 1
+    monkeypatch.setattr(reply_files, "write_turn", fourth_interrupted)
+    assert chat(files, tmp_path / "out", "--input", str(tmp_path / "d.json")) == 130
+    assert sorted(ids[:2]) == ["a", "b"], "the first turns of both before the second of either"
+    log = json.loads((tmp_path / "out" / "batch_log.json").read_text())
+    assert [entry["dialog_id"] for entry in log] == sorted(ids[:3])
+    assert not list(tmp_path.glob("out/*/.turn*"))
+
+
+def test_dialogs_side_by_side_are_told_as_they_stand(files, tmp_path):
+    """One that comes back in the file begins anew, and numbers its folders on."""
+    words = [("a", "one"), ("b", "two"), ("a", "one"), ("a", "two")]
+    turns = [{"dialog_id": name, "text": text} for name, text in words]
+    (tmp_path / "d.json").write_text(json.dumps(turns))
+    assert chat(files, tmp_path / "out", "--input", str(tmp_path / "d.json")) == 0
+    log = json.loads((tmp_path / "out" / "batch_log.json").read_text())
+    assert [(entry["dialog_id"], entry["text"], entry["turn_index"]) for entry in log] == [
+        (name, text, index) for (name, text), index in zip(words, [1, 1, 2, 3], strict=True)
+    ]
+    read = [entry["usage"]["prompt_tokens"] for entry in log]
+    assert read[0] == read[2] == read[1] < read[3] - 20
 
 
 def test_texts_can_be_spoken(files, tmp_path, capsys, monkeypatch):

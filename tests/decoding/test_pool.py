@@ -211,6 +211,21 @@ def test_any_iterable_is_asked_when_there_is_room(model, alone):
     assert sorted(done) == sorted(asked)
 
 
+def test_results_come_as_requests_end(model, alone, caches):
+    """Refused ones too; and no more rows are decoded than are asked for."""
+    requests = [request(n) for n in (0, 1, 6, 8, 13)]
+    bad = Request(id="bad", prompt_tokens=[])
+    engine = Engine(model, chunk=8, max_batch=4)
+    results = list(engine.results(iter([*requests[:2], bad, *requests[2:]]), at_once=2))
+    assert {rows for rows, _ in caches} == {2}
+    assert {result.id for result in results} == {"bad", *(wanted.id for wanted in requests)}
+    assert [result.id for result in results].index("r0") > 0, "others came and went beside the longest"
+    got = {result.id: result for result in results}
+    assert got["bad"].finish == "refused" and got["bad"].error
+    for wanted in requests:
+        assert got[wanted.id].tokens.tolist() == alone(wanted)
+
+
 def test_bad_requests_of_a_queue_are_refused_one_by_one(model, alone):
     good = request(1)
     bad = {

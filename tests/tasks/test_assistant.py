@@ -13,6 +13,7 @@ from aromni_jax.errors import UserError
 from aromni_jax.model import init_params
 from aromni_jax.prepare import Codecs
 from aromni_jax.tasks import Assistant, Dropped, Image, Options, Speech, Text, TurnDone, make_request, task_options
+from aromni_jax.tasks.dialog import Said
 from aromni_jax.vocabulary import TASKS
 from tests.tasks.toys import CONFIG, Pixels, V, toy_assistant, toy_model
 
@@ -109,6 +110,74 @@ def test_a_turn_reads_only_what_is_new(assistant):
     assert done.history == longer and plain.result.usage.reused_tokens == 0
     usage = done.result.usage
     assert usage.reused_tokens >= len(history) and usage.fed_tokens + usage.reused_tokens == len(plain.prompt)
+
+
+def test_dialogs_run_side_by_side(assistant):
+    """More of them than run at once, of 0 to 3 turns: what each is told is what it is told alone."""
+    sampled = dataclasses.replace(SHORT, policies={State.TEXT: Policy(temperature=2.0)}, max_new_tokens=30)
+    talks = [["a"], ["bc", "d", "e" * 9], [], ["f", "g"], ["h"], ["i", "j", "k"], ["l", "m"]]
+    told, running, most, order = {}, set(), 0, []
+
+    def script(number):
+        nonlocal most
+        running.add(number)
+        most, history = max(most, len(running)), []
+        for text in talks[number]:
+            _, history = yield Said(history, [Text(text)])
+            told.setdefault(number, []).append(history)
+            order.append(number)
+        running.discard(number)
+
+    assistant.converse((script(number) for number in range(len(talks))), sampled)
+    for number, texts in enumerate(talks):
+        history = []
+        for turn, text in enumerate(texts):
+            _, history = assistant.chat(history, [Text(text)], options=sampled)
+            assert told[number][turn] == history
+        assert len(told.get(number, [])) == len(texts)
+    assert not running and most == assistant.max_batch == 4
+    assert set(order[:2]) != {order[0]}, "not one dialog after another"
+    assistant.converse([])
+
+
+def test_a_bad_turn_is_told_to_its_dialog_alone(assistant, monkeypatch):
+    """No room for the prompt, no room for the history, an answer that cannot be read; what ends one ends all."""
+    few, errors, ends = dataclasses.replace(SHORT, max_new_tokens=20), [], []
+    long = [*[V.text.start] * 250, V.eom]
+
+    def bad():
+        for said in (Said([], [Text("x" * 300)]), Said(long, [Text("x")])):
+            with pytest.raises(UserError) as caught:
+                yield said
+            errors.append(str(caught.value))
+        ends.append((yield Said([], [Text("x")]))[0].result.finish)
+
+    def good():
+        for _ in range(2):
+            ends.append((yield Said([], [Text("y")]))[0].result.finish)
+
+    assistant.converse([bad(), good()], few)
+    assert "tokens, the context only 256" in errors[0] and "251 tokens of history" in errors[1]
+    assert len(ends) == 3 and {*ends} <= {"stop", "length"}
+    finish = assistant._finish
+
+    def unreadable(turn, result):
+        if turn.parts == [Text("x")] and not errors[2:]:
+            raise UserError("half a picture")
+        return finish(turn, result)
+
+    def again():
+        try:
+            yield Said([], [Text("x")])
+        except UserError as error:
+            errors.append(str(error))
+        yield Said([], [Text("x")])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(assistant, "_finish", unreadable)
+        assistant.converse([again(), good()], few)
+    assert errors[2:] == ["half a picture"]
 
 
 def test_dropped_turns_are_reported(assistant):
