@@ -1,7 +1,10 @@
-"""What the second turn of a dialog costs until its first token: with the first turn's cache, and read anew.
+"""What later turns of dialogs cost: until the first token, with the first turn's cache and read anew; and altogether.
 
 A turn is `--answer` tokens of answer after a history of random text; the next one adds `--new` tokens. Both ways take
 turns in every repeat, each after an untimed run that compiles. The tokens they choose must be the same.
+
+Then, with models that have codecs, `--dialogs` dialogs of `--turns` short texts are answered, sound and pictures made, as by
+`aromni chat --input`: one after another, each with a session; all at once; and at once with nothing kept.
 
     python benchmarks/second_turn.py --out benchmarks/results/second_turn.json
 """
@@ -9,13 +12,16 @@ turns in every repeat, each after an untimed run that compiles. The tokens they 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import pathlib
 import sys
+import time
 import types
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -24,9 +30,11 @@ from machine import BUSY, CpuUse, hardware, positive, spread, versions
 from aromni_jax import store
 from aromni_jax.config import ModelConfig
 from aromni_jax.convert import load_model
-from aromni_jax.decoding import Engine, Request, State
+from aromni_jax.decoding import Engine, Request, State, newcomers, pool
 from aromni_jax.errors import UserError
 from aromni_jax.model import init_params
+from aromni_jax.tasks import Assistant, Text
+from aromni_jax.tasks.dialog import Said, Script
 from aromni_jax.vocabulary import JointVocabulary
 
 PACKAGES = ("aromni_jax", "jax", "jaxlib", "numpy")
@@ -83,8 +91,69 @@ def second_turns(model: Any, batch: int, history: int, answer: int, new: int, re
     }
 
 
+def whole_dialogs(name: str, dialogs: int, turns: int, repeats: int) -> dict[str, Any]:
+    """Seconds for all turns of all dialogs, each way; one table row per way."""
+    assistant, words = Assistant.load(name, max_batch=dialogs), ("one", "two", "three", "four", "five", "six", "seven")
+    texts = [[f"{words[(n + turn) % 7]} {words[(2 * n) % 7]}" for turn in range(turns)] for n in range(dialogs)]
+    replies: list[list[Any]] = []
+
+    def keep(number: int, reply: Any) -> None:
+        replies[number].append(reply)
+        assistant.media(reply)
+
+    def script(number: int) -> Script:
+        history: list[int] = []
+        for text in texts[number]:
+            reply, history = yield Said(history, [Text(text)])
+            keep(number, reply)
+
+    def one_by_one() -> None:
+        for number in range(dialogs):
+            history, session = [], assistant.session()
+            for text in texts[number]:
+                reply, history = assistant.chat(history, [Text(text)], session=session)
+                keep(number, reply)
+
+    def at_once() -> None:
+        assistant.converse(script(number) for number in range(dialogs))
+
+    anew = mock.patch.object(pool, "meet", lambda rows, held: newcomers.meet(rows, []))
+    ways: dict[str, tuple[Any, Any]] = {
+        "one after another, with sessions": (one_by_one, contextlib.nullcontext()),
+        "at once, all read": (at_once, anew),
+        "at once": (at_once, contextlib.nullcontext()),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    usages, chosen = {}, []
+    for repeat in range(repeats + 1):
+        for way, (answer, kept) in ways.items():
+            replies = [[] for _ in range(dialogs)]
+            start = time.perf_counter()
+            with kept:
+                answer()
+            if repeat:
+                seconds[way].append(time.perf_counter() - start)
+            usages[way] = [reply.result.usage for dialog in replies for reply in dialog]
+            chosen.append([reply.result.tokens.tolist() for dialog in replies for reply in dialog])
+            if chosen[-1] != chosen[0]:
+                raise UserError(f"{way}: chose other tokens than the first way")
+    first = seconds[next(iter(ways))]
+    rows = [
+        {
+            "way": way,
+            "prompt_tokens": sum(usage.prompt_tokens for usage in usages[way]),
+            "fed_tokens": sum(usage.fed_tokens for usage in usages[way]),
+            "new_tokens": sum(usage.new_tokens for usage in usages[way]),
+            "seconds": spread(values),
+            "ratio": spread([before / now for before, now in zip(first, values, strict=True)]),
+        }
+        for way, values in seconds.items()
+    ]
+    return {"name": name, "dialogs": dialogs, "turns": turns, "rows": rows}
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All rows of the table."""
+    """All rows of the tables."""
     cpu = CpuUse()
     models = []
     for name in args.models:
@@ -95,8 +164,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for history in args.histories
         ]
         models.append({"name": name, "config": dataclasses.asdict(model.config), "rows": rows})
+    told = [whole_dialogs(name, args.dialogs, args.turns, args.repeats) for name in args.models if name != "tiny"]
     return {
         "models": models,
+        "dialogs": told,
         "repeats": args.repeats,
         "share_of_others": cpu.share_of_others(),
         "hardware": hardware(),
@@ -106,10 +177,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """One line per model, batch and history."""
+    """One line per model, batch and history; then one per way to answer whole dialogs."""
 
-    def text(values: dict[str, Any]) -> str:
-        return f"{values['median']:.1f} ({values['min']:.1f}..{values['max']:.1f})"
+    def text(values: dict[str, Any], digits: int = 1) -> str:
+        return f"{values['median']:.{digits}f} ({values['min']:.{digits}f}..{values['max']:.{digits}f})"
 
     lines = [
         "| model | batch | prompt | read with the cache | read anew, ms | with the cache, ms | ratio |",
@@ -121,6 +192,17 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(
                 f"| {model['name']} | {row['batch']} | {row['prompt_tokens']} | {row['fed_tokens']} | {figures} |"
             )
+    for told in result["dialogs"]:
+        lines += [
+            "",
+            f"{told['dialogs']} dialogs of {told['turns']} turns, model {told['name']}:",
+            "",
+            "| | tokens of all prompts | read | answered | seconds | ratio |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in told["rows"]:
+            figures = " | ".join(str(row[name]) for name in ("prompt_tokens", "fed_tokens", "new_tokens"))
+            lines.append(f"| {row['way']} | {figures} | {text(row['seconds'], 2)} | {text(row['ratio'], 2)} |")
     others = result["share_of_others"]
     if others is None or others > BUSY:
         known = "an unknown share" if others is None else f"{others:.0%}"
@@ -129,7 +211,8 @@ def markdown(result: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Time to the first token of a second turn, median (lowest..highest) of {result['repeats']}; "
+            "Time to the first token of a second turn, and for whole dialogs; median (lowest..highest) of "
+            f"{result['repeats']}; "
             f"{result['hardware']['processor']}, {result['hardware']['threads']} threads; {result['date']}; "
             + ", ".join(f"{name} {version}" for name, version in result["versions"].items())
             + ".",
@@ -147,6 +230,8 @@ def main() -> int:
     parser.add_argument("--histories", nargs="+", type=positive, default=[120, 480, 900], help="tokens (120 480 900)")
     parser.add_argument("--answer", type=positive, default=16, help="tokens of the history that were answered (16)")
     parser.add_argument("--new", type=positive, default=16, help="tokens that the second turn adds (16)")
+    parser.add_argument("--dialogs", type=positive, default=8, help="of short texts (8)")
+    parser.add_argument("--turns", type=positive, default=3, help="of each of them (3)")
     parser.add_argument("--repeats", type=positive, default=7, help="(7)")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

@@ -16,6 +16,7 @@ from aromni_jax.decoding.pool import Pool, Progress
 from aromni_jax.decoding.reference import ReferenceGrammar
 from aromni_jax.decoding.request import Done, Event, Request, Result, SpeechChunk
 from aromni_jax.decoding.row import Row, never_began
+from aromni_jax.decoding.seats import Stays
 from aromni_jax.decoding.session import Rows, Session
 from aromni_jax.decoding.source import Arrival, Listed, RequestQueue, Source
 from aromni_jax.decoding.streaming import RowStream, SpeechDecoder, TextDecoder
@@ -130,6 +131,10 @@ class Engine:
         room for one, and should have it ready; a `RequestQueue` may be filled by other threads meanwhile, and the
         stream ends when it is closed and empty. A bad request of theirs is `Done` with the error, and the others go on.
 
+        Turns of dialogs may come through a queue: what the running batch still holds of a prompt, after an earlier turn
+        of it, is not read again. It is held until its place is needed, the oldest first. As with a session, no token
+        changes but by rounding. Guided requests read all, as what their side rows have read does not stay.
+
         Closing the iterator cancels what is not done; the session keeps what has been emitted until then (after Ctrl-C
         in the middle of a chunk, nothing). Nothing is decoded while nobody asks for events, but for two chunks.
 
@@ -177,8 +182,10 @@ class Engine:
         if not isinstance(requests, Sequence):
             if session is not None:
                 raise UserError("a session is for a list of requests: which dialogs go on must be known at once")
-            source = requests if isinstance(requests, RequestQueue) else Listed(requests)
-            yield from self._run(self._pool(most), _Feed(self, source))
+            if isinstance(requests, RequestQueue):
+                yield from self._run(self._pool(most, Stays.OWN), _Feed(self, requests))
+            else:
+                yield from self._run(self._pool(most), _Feed(self, Listed(requests)))
             return
         if session is not None and session.owner is not self:
             raise UserError("the session belongs to another engine: its cache is of no use here; make one here")
@@ -191,7 +198,7 @@ class Engine:
         count = -(-len(requests) // self._max_batch)
         for number, part in enumerate(np.array_split(np.arange(len(requests)), max(count, 1))):
             if part.size:
-                pool = self._pool(len(part), keep=True, left=session.take(number))
+                pool = self._pool(len(part), Stays.ALL, session.take(number))
                 try:
                     yield from self._run(pool, _Feed(self, Listed([requests[n] for n in part]), first=int(part[0])))
                 finally:
@@ -199,10 +206,10 @@ class Engine:
                     if rows is not None:
                         session.put(number, rows)
 
-    def _pool(self, seats: int, *, keep: bool = False, left: Rows | None = None) -> Pool:
+    def _pool(self, seats: int, stays: Stays = Stays.NOTHING, left: Rows | None = None) -> Pool:
         return Pool(
             self._params, self._config, self.grammar, self._place,
-            chunk=self._chunk, seats=seats, keep=keep, left=left,
+            chunk=self._chunk, seats=seats, stays=stays, left=left,
         )  # fmt: skip
 
     @staticmethod

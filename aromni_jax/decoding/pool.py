@@ -7,6 +7,9 @@ rotated before they are stored, it does not matter where they lie. When the inde
 rows are moved together from slot 0 on; if that gains less than a quarter of the cache, it grows instead. So a
 cache has less than three times the slots of the context, and is rarely copied.
 
+With `Stays.OWN`, what some row of the cache holds of a newcomer's prompt is copied to the small cache, and only the
+rest is read there. That row may be one that has been left, for nobody clears it, or one that goes on.
+
 The next chunk is asked for before the last one's tokens are known on the host: a device does not wait for the host.
 A chunk whose rows are all done returns at once, so that this costs nothing at the end.
 """
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
 import jax
@@ -25,15 +28,15 @@ import numpy as np
 from aromni_jax.buckets import bucket
 from aromni_jax.config import ModelConfig
 from aromni_jax.decoding.grammar import Grammar, State
-from aromni_jax.decoding.loop import Carry, Inputs, decode, grow, join, prefill, repack, vacant
+from aromni_jax.decoding.loop import Carry, Inputs, decode, grow, join, pick, prefill, repack, vacant
+from aromni_jax.decoding.newcomers import Newcomer, meet, next_group, room
 from aromni_jax.decoding.placement import Placement
 from aromni_jax.decoding.row import Row
-from aromni_jax.decoding.seats import Seats, limits
-from aromni_jax.decoding.session import SMALLEST_CACHE, SMALLEST_PROMPT, Rows, begin
+from aromni_jax.decoding.seats import Seats, Stays, limits
+from aromni_jax.decoding.session import SMALLEST_CACHE, Rows, begin
 from aromni_jax.model import KVCache, Params
 
 _FIRST_STEPS = 4  # of the first chunk with a newcomer, who waits for its first token; later ones double
-_TOGETHER = 4  # newcomers whose prompts are read in one call at most
 
 
 class Feed(Protocol):
@@ -72,7 +75,7 @@ class Pool:
 
     Args:
       chunk: most steps per call of the compiled loop.
-      keep: what rows hold is kept when they are done, for `leave`; no others may come then.
+      stays: what is left of a row when it is done.
       left: what an earlier pool left; the first rows go on from it.
     """
 
@@ -85,12 +88,12 @@ class Pool:
         *,
         chunk: int,
         seats: int,
-        keep: bool = False,
+        stays: Stays = Stays.NOTHING,
         left: Rows | None = None,
     ) -> None:
         self._params, self._config, self._grammar, self._place = params, config, grammar, place
-        self._chunk, self._most, self._keep, self._left = chunk, seats, keep, left
-        self._seats = Seats(seats, place.bucket)
+        self._chunk, self._most, self._stays, self._left = chunk, seats, stays, left
+        self._seats = Seats(seats, place.bucket, stays)
         self._carry: Carry | None = None
         self._inputs: Inputs | None = None  # None: to be made anew, as somebody came or left
         self._pace = chunk  # steps of the next chunk
@@ -137,7 +140,7 @@ class Pool:
 
     def _stop(self, row: Row) -> Progress:
         row.finish = "cancelled"
-        self._seats.release(row, forget=not self._keep)
+        self._seats.release(row)
         self._inputs = None
         return row, np.zeros(0, np.int32), np.zeros(0, np.int8)
 
@@ -146,15 +149,15 @@ class Pool:
         if not waiting and not self._working():
             return False
         vacant = not self._seats.taken
-        slots = _bucket(waiting) if waiting else 0
+        slots = room(waiting) if waiting else 0
         more = sum(len(row.side) for row in waiting) - self._seats.sides.count(None)
-        room = self._carry is not None and self._reach(slots) <= self._carry.cache.length and more <= 0
-        if self._pending and (vacant or not room):
+        fits = self._carry is not None and self._reach(slots) <= self._carry.cache.length and more <= 0
+        if self._pending and (vacant or not fits):
             return False
-        if vacant and (self._keep or 2 * len(waiting) > len(self._seats.rows)):
+        if vacant and (self._stays is Stays.ALL or self._begin_anew(waiting)):
             self._begin(waiting)
         else:
-            if not room:
+            if not fits:
                 self._make_room(slots, max(more, 0))
             self._seat(waiting)
         if waiting:
@@ -200,20 +203,28 @@ class Pool:
             row.extend(emitted[b], states_sb[live_sb[:, b], b], done)
             progress.append((row, emitted[b], states_sb[live_sb[:, b], b]))
             if done:
-                self._seats.release(row, forget=not self._keep)
+                self._seats.release(row)
         return progress
 
     # -- seats ---------------------------------------------------------------------------------------
+
+    def _meet(self, rows: Sequence[Row]) -> list[Newcomer]:
+        held = self._seats.held[: len(self._seats.rows)] if self._stays is Stays.OWN else []
+        return meet(rows, held)
+
+    def _begin_anew(self, rows: Sequence[Row]) -> bool:
+        """Whether a new cache is better for newcomers of a vacant pool than to copy them to the one there is."""
+        return 2 * len(rows) > len(self._seats.rows) and not any(newcomer.keep for newcomer in self._meet(rows))
 
     def _begin(self, rows: Sequence[Row]) -> None:
         """Read the prompts of requests that begin together, in a cache of their own or the one left for them."""
         seats, self._inputs, self._carry = self._seats, None, None
         seats.add_sides(sum(len(row.side) for row in rows) - seats.sides.count(None))
-        seats.take(rows)
+        mains, _ = seats.take(rows)
         prompts = seats.prompts()
         beginning = begin(self._left, prompts, self._place.new_cache, self._chunk)
         self._left = None
-        for row, reused in zip(rows, beginning.keep_r.tolist(), strict=False):
+        for row, reused in zip(rows, beginning.keep_r[mains].tolist(), strict=True):
             row.begin(reused)
         fresh = not beginning.used
         self._carry = self._prefill(seats.rows, prompts, beginning.cache, beginning.keep_r, beginning.slots, fresh)
@@ -222,18 +233,28 @@ class Pool:
 
     def _seat(self, rows: Sequence[Row]) -> None:
         """Read the prompts of newcomers beside the rows that go on, and copy them to free rows."""
-        for group in _groups(rows):
-            mains, sides = self._seats.take(group)
-            for row in group:
-                row.begin()
+        rows = list(rows)
+        while rows:
+            newcomers = next_group(self._meet(rows))
+            group, slots, read = [n.row for n in newcomers], newcomers[0].slots, newcomers[0].read
+            rows = [row for row in rows if row not in group]
+            mains, sides = self._seats.take(group, [n.source for n in newcomers if n.keep])
+            for newcomer in newcomers:
+                newcomer.row.begin(newcomer.keep)
             # Filled up to rows that a mesh can split.
             side = [prompt for row in group for _, prompt in row.side]
             seats = [*group, *[None] * (self._place.bucket(len(group)) - len(group))]
             prompts = [row.prompt if row else [] for row in seats]
             prompts += side + [[]] * (self._place.bucket(len(side)) - len(side) if side else 0)
-            slots = _bucket(group)
-            cache = self._place.new_cache(len(prompts), slots)
-            new = self._prefill(seats, prompts, cache, np.zeros(len(prompts), np.int32), slots, fresh=True)
+            source_r, keep_r = np.zeros((2, len(prompts)), np.int32)
+            source_r[: len(group)] = [n.source for n in newcomers]
+            keep_r[: len(group)] = [n.keep for n in newcomers]
+            assert self._carry is not None, "there is a cache to seat them in"
+            if fresh := read == slots:
+                cache = self._place.new_cache(len(prompts), slots)
+            else:
+                cache = pick(self._carry.cache, jnp.asarray(source_r), jnp.asarray(keep_r), length=slots)
+            new = self._prefill(seats, prompts, cache, keep_r, read, fresh)
             # The index may be moved forward: chunks on their way then no longer give slots back.
             self._used = max(self._used, slots)
             for chunk in self._pending:
@@ -290,23 +311,3 @@ class Pool:
             jnp.asarray(keep_r), self._grammar.rules(limits(rows)), jnp.asarray([row is None for row in rows]),
             config=self._config, grammar=self._grammar, fresh=fresh,
         )  # fmt: skip
-
-
-def _bucket(rows: Sequence[Row]) -> int:
-    """Slots in which the prompts of all of them are read, and those of their side rows."""
-    return bucket(max(row.longest_prompt for row in rows), SMALLEST_PROMPT)
-
-
-def _groups(rows: Sequence[Row]) -> Iterator[list[Row]]:
-    """Rows whose prompts are read together: 4, 2 or 1 of like length, and guided ones alone, to need few programs."""
-    by_slots: dict[int, list[Row]] = {}
-    for row in rows:
-        if row.side:
-            yield [row]
-        else:
-            by_slots.setdefault(_bucket([row]), []).append(row)
-    for alike in by_slots.values():
-        while alike:
-            count = min(_TOGETHER, 1 << (len(alike).bit_length() - 1))
-            yield alike[:count]
-            del alike[:count]

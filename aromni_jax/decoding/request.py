@@ -53,7 +53,8 @@ class Usage:
 
     Attributes:
       prompt_tokens: of the whole prompt.
-      reused_tokens: of them, those that a session had in its cache; fed_tokens: the others, which were read.
+      reused_tokens: of them, those that were in the cache, of a session or of requests of a queue; fed_tokens: the
+        others, which were read.
       first_token: when the first token was known.
       total: when the last token was known, or the last sample made.
       queued: seconds from handing the request in until its prompt was read.

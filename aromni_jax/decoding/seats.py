@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
+import itertools
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
@@ -14,6 +16,18 @@ from aromni_jax.decoding.loop import Inputs
 from aromni_jax.decoding.row import Row
 from aromni_jax.decoding.sampling import Policies, row_keys
 from aromni_jax.vocabulary import JointVocabulary
+
+
+class Stays(enum.Enum):
+    """What rows of the cache still hold when who sat there has left.
+
+    OWN: the tokens of main rows, until somebody else needs the seat. ALL: those of side rows, too; then nobody else
+    may come.
+    """
+
+    NOTHING = enum.auto()
+    OWN = enum.auto()
+    ALL = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +48,7 @@ class Seats:
     Args:
       seats: requests at once, at most.
       bucket: rows needed -> rows to decode with, which B and S are of.
+      stays: what is held when a row has left.
 
     Attributes:
       rows: B; sides: S, 0 at first.
@@ -41,9 +56,10 @@ class Seats:
       prompt_slots: see `Inputs`.
     """
 
-    def __init__(self, seats: int, bucket: Callable[[int], int]) -> None:
-        batch, self._bucket = bucket(seats), bucket
+    def __init__(self, seats: int, bucket: Callable[[int], int], stays: Stays = Stays.NOTHING) -> None:
+        batch, self._bucket, self._stays = bucket(seats), bucket, stays
         self.rows: list[Row | None] = [None] * batch
+        self._free = list(range(batch))  # who has left last comes last
         self.sides: list[Side | None] = []
         self.held: list[list[int]] = [[] for _ in range(batch)]
         self.prompt_slots = [0] * batch
@@ -61,25 +77,31 @@ class Seats:
             self.held += [[] for _ in range(added)]
             self.prompt_slots += [0] * added
 
-    def take(self, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
-        """Seat `rows`; returns their rows of the cache, main rows and side rows. There must be places."""
+    def take(self, rows: Sequence[Row], wanted: Sequence[int] = ()) -> tuple[list[int], list[int]]:
+        """Seat `rows`; returns their rows of the cache, main rows and side rows. There must be places.
+
+        `wanted`: main rows for the first of them, if they are free; else who left longest ago gives place.
+        """
         mains: list[int] = []
         sides: list[int] = []
-        for row in rows:
-            mains.append(self.rows.index(None))
+        for row, wish in itertools.zip_longest(rows, wanted):
+            mains.append(wish if wish in self._free else self._free[0])
+            self._free.remove(mains[-1])
             self.rows[mains[-1]] = row
             for reads, prompt in row.side:
                 sides.append(self.sides.index(None))
                 self.sides[sides[-1]] = Side(mains[-1], reads, prompt)
         return mains, [len(self.rows) + s for s in sides]
 
-    def release(self, row: Row, *, forget: bool) -> None:
-        """The row has left; `forget` what its rows hold."""
+    def release(self, row: Row) -> None:
+        """The row has left."""
         main = self.rows.index(row)
         self.rows[main] = None
-        if not forget:
+        self._free.append(main)
+        if self._stays is Stays.ALL:
             return
-        self.held[main] = []
+        if self._stays is Stays.NOTHING:
+            self.held[main] = []
         for s, side in enumerate(self.sides):
             if side and side.main == main:
                 self.sides[s], self.held[len(self.rows) + s] = None, []

@@ -184,6 +184,7 @@ def test_dialogs_from_a_file(files, tmp_path, capsys):
     assert [("error" in entry) for entry in log] == [bool(message) for _, message in errors]
     assert [entry["dialog_id"] for entry in log] == ["a/../b"] * 5 + ["dialog_0001"] * 4 + ["dialog_0002"]
     assert log[3]["usage"]["prompt_tokens"] > log[0]["usage"]["prompt_tokens"] + 20
+    assert log[3]["usage"]["reused_tokens"] > 16, "the second turn does not read the first again"
     # A bad turn leaves no trace in the history; a reset one sees only itself.
     assert log[4]["usage"]["prompt_tokens"] < log[0]["usage"]["prompt_tokens"] + 10
     folders = sorted((tmp_path / "out" / "a_.._b").iterdir())

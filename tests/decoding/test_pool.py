@@ -185,7 +185,7 @@ def test_first_come_first_served(model, monkeypatch):
     order = []
     inner = Seats.take
     monkeypatch.setattr(
-        Seats, "take", lambda self, rows: order.extend(row.request.id for row in rows) or inner(self, rows)
+        Seats, "take", lambda self, rows, *a: order.extend(row.request.id for row in rows) or inner(self, rows, *a)
     )
     requests = [request(0), *(request(n) for n in (1, 3, 5, 6, 8, 12, 10, 15))]
     ends = serve(Engine(model, chunk=8, max_batch=2), requests, at_events=[0] * len(requests))
