@@ -3,8 +3,8 @@
 A turn is `--answer` tokens of answer after a history of random text; the next one adds `--new` tokens. Both ways take
 turns in every repeat, each after an untimed run that compiles. The tokens they choose must be the same.
 
-Then, with models that have codecs, `--dialogs` dialogs of `--turns` short texts are answered, sound and pictures made, as by
-`aromni chat --input`: one after another, each with a session; all at once; and at once with nothing kept.
+Then, with models that have codecs, `--dialogs` dialogs of `--turns` short texts are answered, sound and pictures made,
+as by `aromni chat --input`: one after another, each with a session; all at once; and at once with nothing kept.
 
     python benchmarks/second_turn.py --out benchmarks/results/second_turn.json
 """

@@ -10,14 +10,14 @@ import itertools
 import json
 import operator
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import jax
 import numpy as np
 
 from aromni_jax.codecs import ImageCodec, SpeechCodec, TextCodec
-from aromni_jax.decoding import Done, Engine, Event, RequestQueue, Result, Session
+from aromni_jax.decoding import Done, Engine, Event, Request, RequestQueue, Result, Session
 from aromni_jax.decoding.engine import Model
 from aromni_jax.errors import UserError
 from aromni_jax.tasks.answers import Media, Reply, read_answer, to_media
@@ -153,16 +153,56 @@ class Assistant:
         inputs: Sequence[Sequence[Part]],
         options: Options | None = None,
         instruction: str | None = None,
-        numbers: Sequence[int] | None = None,
     ) -> list[Reply]:
         """Replies to one prompt of `task` per entry of `inputs`, in order; for a chat, each is a first turn.
 
-        Item n draws with the seed of the options + n, or + `numbers[n]`.
+        Item n draws with the seed of the options + n.
         """
         prompts = [self.prompts.prompt(task, parts, instruction) for parts in inputs]
         options = tell_negative(task, options or task_options(task), self.prompts, instruction)
-        results = self._generate(task, prompts, options, numbers)
+        requests = [make_request(task, ids, self.vocabulary, options, n) for n, ids in enumerate(prompts)]
+        results = self.engine.generate(requests)
         return [self._reply(ids, result) for ids, result in zip(prompts, results, strict=True)]
+
+    def answers(
+        self,
+        task: str,
+        inputs: Iterable[tuple[int, Sequence[Part]]],
+        options: Options | None = None,
+        instruction: str | None = None,
+        at_once: int | None = None,
+    ) -> Generator[tuple[int, Reply | UserError]]:
+        """As `answer`, each reply as soon as it is there: number and reply, or what is wrong with that one.
+
+        Args:
+          inputs: numbers, each of which is given once, and prompts; asked for more as there is room.
+          at_once: see `Engine.results`.
+        """
+        options = tell_negative(task, options or task_options(task), self.prompts, instruction)
+        bad: list[tuple[int, UserError]] = []
+        prompts: dict[str, list[int]] = {}
+
+        def requests() -> Iterator[Request]:
+            for number, parts in inputs:
+                try:
+                    prompt = self.prompts.prompt(task, parts, instruction)
+                except UserError as error:
+                    bad.append((number, error))
+                    continue
+                request = make_request(task, prompt, self.vocabulary, options, number)
+                prompts[request.id] = prompt
+                yield request
+
+        with contextlib.closing(self.engine.results(requests(), at_once)) as results:
+            for result in results:
+                prompt = prompts.pop(result.id)
+                reply: Reply | UserError
+                try:
+                    reply = UserError(result.error) if result.error else self._reply(prompt, result)
+                except UserError as error:
+                    reply = error
+                yield int(result.id), reply
+        yield from bad
 
     # -- chat ----------------------------------------------------------------------------------------
 
@@ -303,18 +343,6 @@ class Assistant:
     def media(self, reply: Reply) -> Media:
         """The reply's text, sound and pictures."""
         return to_media(reply.answer, self.speech_codec, self.image_codec)
-
-    def _generate(
-        self,
-        task: str,
-        prompts: Sequence[Sequence[int]],
-        options: Options,
-        numbers: Sequence[int] | None = None,
-    ) -> list[Result]:
-        numbers = numbers or range(len(prompts))
-        return self.engine.generate(
-            [make_request(task, ids, self.vocabulary, options, n) for n, ids in zip(numbers, prompts, strict=True)]
-        )
 
     def _reply(self, prompt: Sequence[int], result: Result) -> Reply:
         return Reply(prompt, result, read_answer(result.tokens.tolist(), self.vocabulary, self.text_codec))

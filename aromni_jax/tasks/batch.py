@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from aromni_jax.codecs import read_audio, read_image
@@ -86,7 +87,7 @@ def generate_into(
 
     Args:
       about: more keys of result.json.
-      done: gets each record as it comes, and whether it was there before.
+      done: gets each record as it comes, those of short answers before others, and whether it was there before.
 
     Raises UserError: the folder cannot be written.
     """
@@ -96,33 +97,44 @@ def generate_into(
     for number in sorted(records):
         done(records[number], True)
 
-    def answer(pairs: Sequence[tuple[int, Part]]) -> list[Reply]:
-        inputs, numbers = [[part] for _, part in pairs], [number for number, _ in pairs]
-        return assistant.answer(job.task, inputs, job.options, job.instruction, numbers=numbers)
+    saved = time.monotonic()
 
     def save() -> None:
+        nonlocal saved
         rows = [records[number] for number in sorted(records)]
         write_json(folder / RESULT, {"task": job.task, **about, "results": rows})
+        saved = time.monotonic()
 
-    todo, saved = [number for number in range(len(items)) if number not in records], time.monotonic()
-    try:
+    def tell(number: int, reply: Reply | UserError) -> None:
+        item = items[number]
+        record: dict[str, Any] = {"id": item.id, "input": item.value}
+        if isinstance(reply, UserError):
+            record["error"] = str(reply)
+        else:
+            record |= write_reply(assistant, reply, folder, f"{number:04d}_{file_name(item.id)}")
+            record["key"] = keys[number]
+        records[number] = record
+        done(record, False)
+        if time.monotonic() - saved > _SAVED_EVERY:
+            save()
+
+    todo = [number for number in range(len(items)) if number not in records]
+
+    def given() -> Iterator[tuple[int, list[Part]]]:
+        """What is to be done, read as many at a time as are decoded at once."""
         for start in range(0, len(todo), assistant.max_batch):
             numbers = todo[start : start + assistant.max_batch]
-            given = _parts(assistant, job.kind, [items[number] for number in numbers])
-            pairs = [p if isinstance(p, UserError) else (n, p) for n, p in zip(numbers, given, strict=True)]
-            for number, reply in zip(numbers, _good(answer, pairs), strict=True):
-                item = items[number]
-                record: dict[str, Any] = {"id": item.id, "input": item.value}
-                if isinstance(reply, UserError):
-                    record["error"] = str(reply)
+            for number, part in zip(numbers, _parts(assistant, job.kind, [items[n] for n in numbers]), strict=True):
+                if isinstance(part, UserError):
+                    tell(number, part)
                 else:
-                    record |= write_reply(assistant, reply, folder, f"{number:04d}_{file_name(item.id)}")
-                    record["key"] = keys[number]
-                records[number] = record
-                done(record, False)
-            if time.monotonic() - saved > _SAVED_EVERY:
-                save()
-                saved = time.monotonic()
+                    yield number, [part]
+
+    try:
+        answers = assistant.answers(job.task, given(), job.options, job.instruction, at_once=len(todo))
+        with contextlib.closing(answers):
+            for number, reply in answers:
+                tell(number, reply)
     finally:
         save()
     return [records[number] for number in sorted(records)]

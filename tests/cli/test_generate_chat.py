@@ -109,7 +109,7 @@ def test_the_same_command_goes_on(files, tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Assistant, "answer", interrupted)
+        patch.setattr(Assistant, "answers", interrupted)
         assert generate(files, *words) == 130
     assert "0 of 2 done" in (said := capsys.readouterr().err) and "the same command goes on" in said
     assert generate(files, *words) == 0

@@ -62,8 +62,8 @@ def test_items_do_not_depend_on_the_batch(assistant):
     assert together[0].answer.parts != together[3].answer.parts, "item n draws with seed + n"
     alone = assistant.answer("text_to_speech", [[Text("a")]], dataclasses.replace(sampled, seed=3))
     assert alone[0].answer.parts == together[3].answer.parts
-    some = assistant.answer("text_to_speech", [[Text("a")], [Text("bc")]], sampled, numbers=[3, 1])
-    assert [reply.answer for reply in some] == [together[3].answer, together[1].answer]
+    some = dict(assistant.answers("text_to_speech", iter([(3, [Text("a")]), (1, [Text("bc")])]), sampled, at_once=1))
+    assert {number: reply.answer for number, reply in some.items()} == {n: together[n].answer for n in (3, 1)}
 
 
 def test_a_fingerprint_tells_what_answers(assistant):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aromni_jax.decoding import Policy, State
 from aromni_jax.errors import UserError
-from aromni_jax.tasks import Options
+from aromni_jax.tasks import Options, batch
 from aromni_jax.tasks.batch import RESULT, Item, Job, _each, generate_into, read_items
 from tests.tasks.toys import toy_assistant
 
@@ -31,36 +31,49 @@ def items(*texts):
     return [Item(text, text) for text in texts]
 
 
-def run(assistant, folder, job, given):
-    """Records, and the ids of those made now."""
+def run(assistant, folder, job, given, most=None):
+    """Records, and the ids of those made now; interrupted after `most`."""
     made = []
-    records = generate_into(folder, assistant, job, given, {}, lambda row, kept: kept or made.append(row["id"]))
-    return records, made
+
+    def done(row, kept):
+        if not kept:
+            made.append(row["id"])
+            if len(made) == most:
+                raise KeyboardInterrupt
+
+    return generate_into(folder, assistant, job, given, {}, done), sorted(made)
 
 
 def sounds(folder):
     return {path.name: path.read_bytes() for path in folder.glob("*.wav")}
 
 
-def test_an_interrupted_call_goes_on(assistant, tmp_path, monkeypatch):
+def test_an_interrupted_call_goes_on(assistant, tmp_path):
     texts = items(*"abcdef")
     records, made = run(assistant, tmp_path / "whole", SAY, texts)
     assert made == list("abcdef") and len(sounds(tmp_path / "whole")) == 6
-    calls, answer = [], assistant.answer
-
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return answer(*args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(assistant, "answer", interrupted)
-        run(assistant, tmp_path / "parts", SAY, texts)
-    assert len(json.loads((tmp_path / "parts" / RESULT).read_text())["results"]) == 4
+    assert [row["id"] for row in records] == list("abcdef")
+    with pytest.raises(KeyboardInterrupt):
+        run(assistant, tmp_path / "parts", SAY, texts, most=4)
+    done = [row["id"] for row in json.loads((tmp_path / "parts" / RESULT).read_text())["results"]]
+    assert len(done) == 4 and done == sorted(done)
     again, made = run(assistant, tmp_path / "parts", SAY, texts)
-    assert made == ["e", "f"] and sounds(tmp_path / "parts") == sounds(tmp_path / "whole"), "draws do not shift"
+    assert made == sorted({*"abcdef"} - {*done})
+    assert sounds(tmp_path / "parts") == sounds(tmp_path / "whole"), "draws do not shift"
     assert [row["files"] for row in again] == [row["files"] for row in records]
+
+
+def test_a_long_answer_keeps_nobody_waiting(assistant, tmp_path, monkeypatch):
+    """Inputs are read when there is room for one, four at a time; answers are told as they end."""
+    order, parts = [], batch._parts
+    monkeypatch.setattr(batch, "_parts", lambda a, k, read: order.append([i.id for i in read]) or parts(a, k, read))
+    texts = [*"abcdefghijkl"]
+    long = dataclasses.replace(SAY, options=dataclasses.replace(SHORT, max_speech=60))
+    generate_into(tmp_path, assistant, long, items(*texts), {}, lambda row, kept: order.append(row["id"]))
+    assert [what for what in order if isinstance(what, list)] == [texts[:4], texts[4:8], texts[8:]]
+    told = [what for what in order if isinstance(what, str)]
+    assert sorted(told) == texts != told
+    assert 0 < order.index(texts[4:8]) - 1 < 4, "the next ones are not kept waiting for all of the first"
 
 
 def test_what_has_changed_is_made_anew(assistant, tmp_path):
@@ -96,7 +109,9 @@ def test_bad_items_are_named(assistant, tmp_path):
     assert "tokens, the context only 256" in records[1]["error"]
     assert [records[at]["error"] for at in (2, 3)] == ["the text is empty", "not JSON"]
     assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["results"] == records
-    assert run(assistant, tmp_path, SAY, given)[1] == [given[at].id for at in (1, 2, 3)], "bad ones are tried again"
+    assert run(assistant, tmp_path, SAY, given)[1] == sorted(given[at].id for at in (1, 2, 3)), (
+        "bad ones are tried again"
+    )
 
 
 def test_room_and_sound(assistant, tmp_path):
