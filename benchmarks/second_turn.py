@@ -33,7 +33,7 @@ from aromni_jax.convert import load_model
 from aromni_jax.decoding import Engine, Request, State, newcomers, pool
 from aromni_jax.errors import UserError
 from aromni_jax.model import init_params
-from aromni_jax.tasks import Assistant, Text
+from aromni_jax.tasks import Assistant, Options, Text
 from aromni_jax.tasks.dialog import Said, Script
 from aromni_jax.vocabulary import JointVocabulary
 
@@ -91,9 +91,9 @@ def second_turns(model: Any, batch: int, history: int, answer: int, new: int, re
     }
 
 
-def whole_dialogs(name: str, dialogs: int, turns: int, repeats: int) -> dict[str, Any]:
-    """Seconds for all turns of all dialogs, each way; one table row per way."""
-    assistant, words = Assistant.load(name, max_batch=dialogs), ("one", "two", "three", "four", "five", "six", "seven")
+def whole_dialogs(assistant: Assistant, turns: int, repeats: int, options: Options | None = None) -> dict[str, Any]:
+    """Seconds for all turns of as many dialogs as are answered at once, each way; one table row per way."""
+    dialogs, words = assistant.max_batch, ("one", "two", "three", "four", "five", "six", "seven")
     texts = [[f"{words[(n + turn) % 7]} {words[(2 * n) % 7]}" for turn in range(turns)] for n in range(dialogs)]
     replies: list[list[Any]] = []
 
@@ -111,11 +111,11 @@ def whole_dialogs(name: str, dialogs: int, turns: int, repeats: int) -> dict[str
         for number in range(dialogs):
             history, session = [], assistant.session()
             for text in texts[number]:
-                reply, history = assistant.chat(history, [Text(text)], session=session)
+                reply, history = assistant.chat(history, [Text(text)], options=options, session=session)
                 keep(number, reply)
 
     def at_once() -> None:
-        assistant.converse(script(number) for number in range(dialogs))
+        assistant.converse((script(number) for number in range(dialogs)), options)
 
     anew = mock.patch.object(pool, "meet", lambda rows, held: newcomers.meet(rows, []))
     ways: dict[str, tuple[Any, Any]] = {
@@ -149,7 +149,7 @@ def whole_dialogs(name: str, dialogs: int, turns: int, repeats: int) -> dict[str
         }
         for way, values in seconds.items()
     ]
-    return {"name": name, "dialogs": dialogs, "turns": turns, "rows": rows}
+    return {"dialogs": dialogs, "turns": turns, "rows": rows}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -164,7 +164,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for history in args.histories
         ]
         models.append({"name": name, "config": dataclasses.asdict(model.config), "rows": rows})
-    told = [whole_dialogs(name, args.dialogs, args.turns, args.repeats) for name in args.models if name != "tiny"]
+    told = [
+        {"name": name, **whole_dialogs(Assistant.load(name, max_batch=args.dialogs), args.turns, args.repeats)}
+        for name in args.models
+        if name != "tiny"
+    ]
     return {
         "models": models,
         "dialogs": told,
