@@ -35,6 +35,15 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
+    try:
+        with heard_everywhere():
+            return _run(argv)
+    except KeyboardInterrupt:
+        print("aromni: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer in letters that the terminal does not know is no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
@@ -58,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     args = parser.parse_args(words)
     try:
-        with heard_everywhere():
-            return args.run(args)
+        return args.run(args)
     except UserError as error:
         if args.debug:
             raise
@@ -71,9 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        print("aromni: interrupted", file=sys.stderr)
-        return 130
 
 
 def _fail(message: str) -> int:

@@ -1,0 +1,110 @@
+"""A preparation that is interrupted says so, whenever the signal comes, and goes on when it is called again."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from aromni_jax.data.files import RecordWriter
+from aromni_jax.prepare import beam, prepare_corpus
+from aromni_jax.prepare.columns import Columns
+from aromni_jax.prepare.sources import open_source
+from tests.prepare.test_resume import OPTIONS, contents
+
+COMMAND = """
+import sys
+from aromni_jax.cli.main import main
+print("ready", flush=True)
+sys.exit(main(sys.argv[1:]))
+"""
+MOMENTS = 40
+
+
+def swallowed(number):
+    """A signal whose exception is lost, as one is that comes in a callback."""
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(0)
+    except BaseException:
+        pass
+
+
+def test_one_signal_stops_the_workers(folder_set, tmp_path, monkeypatch):
+    expected, _, place = folder_set
+    out, work = tmp_path / "data", tmp_path / ".data.shards"
+    handlers = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
+    written, write = [], RecordWriter.write
+
+    def slowly(self, data):
+        written.append(data)
+        if len(written) == 15:
+            swallowed(signal.SIGINT)
+        if len(written) >= 15:
+            time.sleep(0.1)
+        write(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordWriter, "write", slowly)
+        patch.setattr(beam, "_POLL_SECONDS", 0.01)
+        with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+            prepare_corpus(open_source(str(place), Columns()), out, **OPTIONS)
+    assert 15 <= len(written) < 20, "of 24"
+    assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == handlers
+    done = {path.name: path.stat().st_mtime_ns for path in work.glob("[0-9]*")}
+    assert 0 < len(done) < 3 and not out.exists() and not [*work.glob(".*")]
+    prepare_corpus(open_source(str(place), Columns()), out, **OPTIONS)
+    assert contents(out) == contents(expected)
+
+
+def test_a_signal_that_came_too_late_for_the_workers_is_no_success(folder_set, tmp_path, monkeypatch):
+    """All shards are made; the data set is not, before the next call."""
+    expected, _, place = folder_set
+    out, make = tmp_path / "data", beam._load_beam
+    with monkeypatch.context() as patch:
+        patch.setattr(beam, "_load_beam", lambda: swallowed(signal.SIGTERM) or make())
+        patch.setattr(beam, "_POLL_SECONDS", 60)
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            prepare_corpus(open_source(str(place), Columns()), out, **OPTIONS)
+    assert not out.exists() and len([*(tmp_path / ".data.shards").glob("[0-9]*")]) == 3
+    prepare_corpus(open_source(str(place), Columns()), out, **OPTIONS)
+    assert contents(out) == contents(expected)
+
+
+@pytest.mark.slow
+def test_at_any_moment(folder_set, tmp_path):
+    """A process, over and over, each time interrupted a little later: from its first words to its end."""
+    place, out, whole = folder_set[2], tmp_path / "data", tmp_path / "whole"
+
+    def interrupted(target, after):
+        """(exit code, what it said, seconds it took)."""
+        words = ["prepare", str(place), "--codecs", "numbers", "--sequence-length", "256", "--out", str(target)]
+        child = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert child.stdout.readline() == "ready\n"
+        start = time.monotonic()
+        try:
+            child.wait(after)
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGINT)
+        said = child.communicate(timeout=120)[1]
+        return child.returncode, said, time.monotonic() - start
+
+    code, said, seconds = interrupted(whole, 120)
+    assert code == 0, said
+    codes = []
+    for moment in range(MOMENTS):
+        code, said, _ = interrupted(out, seconds * moment / MOMENTS)
+        codes.append(code)
+        if code == 0:
+            assert contents(out) == contents(whole)
+            shutil.rmtree(out)
+        else:
+            assert code == 130 and said.endswith("aromni: interrupted\n") and "Traceback" not in said, (moment, said)
+            assert not out.exists()
+    assert codes.count(130) > MOMENTS / 2
+    assert interrupted(out, 120)[0] == 0 and contents(out) == contents(whole)
