@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,19 +115,33 @@ class TfdsSource:
                 raise Unusable("no medium", f"no {names['image']}")
             image = Blob(f"{file}/{record}", values[0])
         if names["speech"]:
-            speech = self._sound(fields[names["speech"]], f"{file}/{record}", self._rate(names["speech"]))
+            speech = self._sound(fields, names["speech"], f"{file}/{record}")
         return Item(file, record, split, tuple(texts), image, speech)
 
-    def _sound(self, field: Any, name: str, rate: int) -> Sound:
-        if field.bytes_list.value:
-            return Blob(name, field.bytes_list.value[0])
-        wave_n = np.asarray(field.int64_list.value or field.float_list.value)
-        if not wave_n.size:
+    def _sound(self, fields: Mapping[str, Any], field: str, name: str) -> Sound:
+        facts = self._facts(field)
+        shape = [int(size) for size in facts.get("shape", {}).get("dimensions", ())] or [-1]
+        stored = fields[field]
+        if shape.count(-1) > 1:
+            stored, shape = fields[f"{field}/value"], list(fields[f"{field}/shape"].int64_list.value)
+        encoding = str(facts.get("encoding", "none")).lower()
+        wave = np.asarray(stored.int64_list.value or stored.float_list.value)
+        if stored.bytes_list.value:
+            data = stored.bytes_list.value[0]
+            if encoding == "none":
+                return Blob(name, data)
+            wave = np.frombuffer(zlib.decompress(data) if encoding == "zlib" else data, facts["dtype"])
+        if not wave.size:
             raise Unusable("bad sound", "no samples")
-        if wave_n.dtype.kind == "i":
-            wide = np.abs(wave_n).max() > _HALF_RANGE
-            wave_n = wave_n / (_HALF_RANGE**2 * 2 if wide else _HALF_RANGE)
-        return Wave(wave_n.astype(np.float32), rate)
+        try:
+            wave = wave.reshape(shape)
+        except ValueError:
+            raise Unusable("bad sound", f"{wave.size} numbers do not make the shape {shape}") from None
+        if wave.dtype.kind == "i":
+            wide = np.abs(wave).max() > _HALF_RANGE
+            wave = wave / (_HALF_RANGE**2 * 2 if wide else _HALF_RANGE)
+        wave_n = wave if wave.ndim == 1 else wave.mean(axis=1)  # [time, channels]
+        return Wave(wave_n.astype(np.float32), self._rate(field))
 
     @functools.cached_property
     def _splits(self) -> dict[str, list[tuple[Path, int]]]:
@@ -178,7 +193,11 @@ class TfdsSource:
 
     def _rate(self, field: str) -> int:
         """Hertz; 0 = not told."""
-        return next(int(facts.get("sampleRate", 0)) for name, _, facts in self._features if name == field)
+        return int(self._facts(field).get("sampleRate", 0))
+
+    def _facts(self, field: str) -> Mapping[str, Any]:
+        """What the description says of a field."""
+        return next(facts for name, _, facts in self._features if name == field)
 
 
 def _flat(name: str, feature: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
