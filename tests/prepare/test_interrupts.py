@@ -21,7 +21,7 @@ from aromni_jax.cli.main import main
 print("ready", flush=True)
 sys.exit(main(sys.argv[1:]))
 """
-MOMENTS = 40
+FIRST, STEP = 0.1, 0.13  # seconds
 
 
 def swallowed(number):
@@ -76,35 +76,36 @@ def test_a_signal_that_came_too_late_for_the_workers_is_no_success(folder_set, t
 
 @pytest.mark.slow
 def test_at_any_moment(folder_set, tmp_path):
-    """A process, over and over, each time interrupted a little later: from its first words to its end."""
+    """A process, over and over, each time interrupted a little later, until it ends first."""
     place, out, whole = folder_set[2], tmp_path / "data", tmp_path / "whole"
 
     def interrupted(target, after):
-        """(exit code, what it said, seconds it took)."""
+        """(exit code, what it said); without a signal where it has ended by then."""
         words = ["prepare", str(place), "--codecs", "numbers", "--sequence-length", "256", "--out", str(target)]
         child = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-X", "faulthandler", "-c", COMMAND, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert child.stdout.readline() == "ready\n"
-        start = time.monotonic()
         try:
             child.wait(after)
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGINT)
         said = child.communicate(timeout=120)[1]
-        return child.returncode, said, time.monotonic() - start
+        return child.returncode, said
 
-    code, said, seconds = interrupted(whole, 120)
-    assert code == 0, said
-    codes = []
-    for moment in range(MOMENTS):
-        code, said, _ = interrupted(out, seconds * moment / MOMENTS)
+    assert interrupted(whole, 120)[0] == 0
+    codes, after = [], FIRST
+    while 0 not in codes:
+        code, said = interrupted(out, after)
         codes.append(code)
-        if code == 0:
+        if out.exists():  # all is done, and the process on its way out: Python hears no signal there
             assert contents(out) == contents(whole)
             shutil.rmtree(out)
         else:
-            assert code == 130 and said.endswith("aromni: interrupted\n") and "Traceback" not in said, (moment, said)
-            assert not out.exists()
-    assert codes.count(130) > MOMENTS / 2
+            assert code == 130 and said.endswith("aromni: interrupted\n") and "Traceback" not in said, (after, said)
+        after += STEP
+    assert codes.count(130) > 10
     assert interrupted(out, 120)[0] == 0 and contents(out) == contents(whole)
