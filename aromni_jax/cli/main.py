@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import aromni_jax
 from aromni_jax.errors import UserError
-from aromni_jax.signals import heard_everywhere
+from aromni_jax.signals import NotedSignals, heard_everywhere
 
 # Name -> one line of help. Each is a module of this folder with `add_arguments(parser)`, `run(args) -> int` and
 # `EXAMPLE`; a module is imported only when its command is called, so that `--help` answers at once.
@@ -67,6 +67,7 @@ def _run(argv: Sequence[str] | None) -> int:
             command.set_defaults(run=module.run)
     args = parser.parse_args(words)
     try:
+        _load_jax()
         return args.run(args)
     except UserError as error:
         if args.debug:
@@ -79,6 +80,14 @@ def _run(argv: Sequence[str] | None) -> int:
         if args.debug:
             raise
         return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
+
+
+def _load_jax() -> None:
+    """Before a command does: an interrupt inside of jaxlib's start would end the process with a segmentation fault."""
+    with NotedSignals() as signals:
+        importlib.import_module("jax")
+    if signals.name:
+        raise KeyboardInterrupt(signals.name)
 
 
 def _fail(message: str) -> int:
