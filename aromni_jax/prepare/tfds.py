@@ -6,6 +6,7 @@ TFDS's own reader needs TensorFlow for every data set with sound. The files are 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -150,6 +151,15 @@ class TfdsSource:
         file_format = info.get("fileFormat", "tfrecord")
         if file_format not in _FORMATS:
             raise UserError(f"{self.folder}: files of {file_format}; prepare it with --file_format=array_record")
+        with _as_written(Path(self.folder) / _INFO):
+            splits = self._listed(info, file_format)
+        files = [file for shards in splits.values() for file, _ in shards]
+        missing = [file for file in files if not file.is_file()]
+        if missing or not files:
+            raise UserError(f"{missing[0] if missing else self.folder}: no such file; prepare the data set again")
+        return splits
+
+    def _listed(self, info: Mapping[str, Any], file_format: str) -> dict[str, list[tuple[Path, int]]]:
         splits = {}
         for split in info.get("splits", []):
             lengths = [int(length) for length in split.get("shardLengths", [])]
@@ -163,10 +173,9 @@ class TfdsSource:
                 )
                 for at in range(len(lengths))
             ]
-            splits[split["name"]] = [(Path(self.folder) / n, length) for n, length in zip(names, lengths, strict=True)]
-        missing = [file for shards in splits.values() for file, _ in shards if not file.is_file()]
-        if missing or not splits:
-            raise UserError(f"{missing[0] if missing else self.folder}: no such file; prepare the data set again")
+            splits[str(split["name"])] = [
+                (Path(self.folder) / n, length) for n, length in zip(names, lengths, strict=True)
+            ]
         return splits
 
     @functools.cached_property
@@ -178,6 +187,10 @@ class TfdsSource:
     @functools.cached_property
     def _fields(self) -> dict[str, str | None]:
         """ "text", "image", "speech" -> the field that holds it."""
+        with _as_written(Path(self.folder) / _FEATURES):
+            return self._found()
+
+    def _found(self) -> dict[str, str | None]:
         fields: dict[str, str | None] = {}
         for kind, feature in (("text", "text"), ("image", "image"), ("speech", "audio")):
             names = [name for name, of, _ in self._features if of == feature]
@@ -200,6 +213,17 @@ class TfdsSource:
         return next(facts for name, _, facts in self._features if name == field)
 
 
+@contextlib.contextmanager
+def _as_written(file: Path) -> Iterator[None]:
+    """UserError for a description whose values are of other types than TFDS writes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{file}: not as TFDS writes it ({error!r}); prepare the data set again") from None
+
+
 def _flat(name: str, feature: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     for kind in ("text", "image", "audio"):
         if kind in feature:
@@ -213,6 +237,8 @@ def _flat(name: str, feature: Mapping[str, Any]) -> Iterator[tuple[str, str, Map
 def _records(file: str, start: int, stop: int) -> Iterable[bytes]:
     if _FORMATS[0] in Path(file).name:
         opened = RecordFile(file)
+        if stop > len(opened):
+            raise Unusable("unreadable file", f"{len(opened)} records, {_INFO} tells of {stop}")
         return (opened[index] for index in range(start, stop))
     return _tfrecords(file)
 
