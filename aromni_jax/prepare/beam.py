@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aromni_jax.errors import UserError
 from aromni_jax.prepare.media import progress_bar
-from aromni_jax.signals import NotedSignals
+from aromni_jax.signals import HeardSignals, NotedSignals
 
 if TYPE_CHECKING:
     from aromni_jax.prepare.corpus import Job
@@ -38,8 +38,10 @@ def run_pipeline(job: Job, counts: Sequence[int], options: Sequence[str], progre
     todo = list(plan_offsets(job))
     if not todo:
         return
-    # Raised at once, an interrupt would come anywhere in Beam, whose callbacks drop it: so it is noted, and told.
-    with NotedSignals() as signals:
+    # Raised at once, an interrupt would come anywhere in Beam, whose callbacks drop it: so it is noted, and told. But
+    # workers in other processes hear a Ctrl-C themselves, and end; Beam would wait for them.
+    elsewhere = any(word.startswith(("--runner", "--direct_running_mode")) for word in options)
+    with HeardSignals() if elsewhere else NotedSignals() as signals:
         try:
             _run_noting(signals, job, counts, todo, options, progress)
         except Exception:  # also what the workers say when they were told to stop
@@ -131,13 +133,13 @@ def _watched(
         for number in [number for number in waiting if job.shard(number).is_dir()]:
             waiting.discard(number)
             bar.update(sizes[number])
+        if signals.name:
+            with contextlib.suppress(OSError):
+                job.stopping.touch()
 
     def watch() -> None:
         while not ended.wait(_POLL_SECONDS):
             look()
-            if signals.name:
-                with contextlib.suppress(OSError):
-                    job.stopping.touch()
 
     with progress_bar(sum(sizes), "items" if known else "shards", progress) as bar:
         bar.update(sum(sizes) - sum(sizes[number] for number in todo))

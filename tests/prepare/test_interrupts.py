@@ -74,32 +74,33 @@ def test_a_signal_that_came_too_late_for_the_workers_is_no_success(folder_set, t
     assert contents(out) == contents(expected)
 
 
+def interrupted(place, out, after, *options):
+    """(exit code, what it said) of the command whose process group gets a Ctrl-C, unless it has ended by then."""
+    words = ["prepare", str(place), "--codecs", "numbers", "--sequence-length", "256", "--out", str(out), *options]
+    child = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-c", COMMAND, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert child.stdout.readline() == "ready\n"
+    try:
+        child.wait(after)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGINT)
+    said = child.communicate(timeout=120)[1]
+    return child.returncode, said
+
+
 @pytest.mark.slow
 def test_at_any_moment(folder_set, tmp_path):
     """A process, over and over, each time interrupted a little later, until it ends first."""
     place, out, whole = folder_set[2], tmp_path / "data", tmp_path / "whole"
-
-    def interrupted(target, after):
-        """(exit code, what it said); without a signal where it has ended by then."""
-        words = ["prepare", str(place), "--codecs", "numbers", "--sequence-length", "256", "--out", str(target)]
-        child = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-c", COMMAND, *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert child.stdout.readline() == "ready\n"
-        try:
-            child.wait(after)
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGINT)
-        said = child.communicate(timeout=120)[1]
-        return child.returncode, said
-
-    assert interrupted(whole, 120)[0] == 0
+    assert interrupted(place, whole, 120)[0] == 0
     codes, after = [], FIRST
     while 0 not in codes:
-        code, said = interrupted(out, after)
+        code, said = interrupted(place, out, after)
         codes.append(code)
         if out.exists():  # all is done, and the process on its way out: Python hears no signal there
             assert contents(out) == contents(whole)
@@ -108,4 +109,20 @@ def test_at_any_moment(folder_set, tmp_path):
             assert code == 130 and said.endswith("aromni: interrupted\n") and "Traceback" not in said, (after, said)
         after += STEP
     assert codes.count(130) > 10
-    assert interrupted(out, 120)[0] == 0 and contents(out) == contents(whole)
+    assert interrupted(place, out, 120)[0] == 0 and contents(out) == contents(whole)
+
+
+@pytest.mark.slow
+def test_workers_in_other_processes(folder_set, tmp_path):
+    """They hear the Ctrl-C as well, and end; who waits for them must not wait for ever."""
+    place, out = folder_set[2], tmp_path / "data"
+    options = ["--beam", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+    codes, after = [], 4.0
+    while 0 not in codes:
+        code, said = interrupted(place, out, after, *options)
+        codes.append(code)
+        if out.exists():
+            break
+        assert code == 130 and said.endswith("aromni: interrupted\n"), (after, said)
+        after += 2
+    assert 130 in codes and list(out.glob("manifest.json"))
