@@ -44,6 +44,14 @@ class NotedSignals:
         signal.signal(number, self._before[number])
 
 
+class HeardSignals(NotedSignals):
+    """Notes them, and raises KeyboardInterrupt at once, though it may be lost: for work that waits for processes."""
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        super()._note(number, frame)
+        raise KeyboardInterrupt(self.name)
+
+
 @contextlib.contextmanager
 def heard_everywhere() -> Iterator[None]:
     """While the block runs, one Ctrl-C is enough, whatever Python is doing when it comes.

@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from machine import BUSY, CpuUse, hardware, positive, spread, threads, versions
+from output import Say, clocked, write
 
-from aromni_jax import store
 from aromni_jax.config import ModelConfig
 from aromni_jax.decoding import Engine, Guidance, Policy, Request, State
 from aromni_jax.errors import UserError
@@ -52,8 +52,6 @@ MODELS = {
 CHUNK = 32
 _WARM = 1  # untimed rounds: compiling, caches
 _SAMPLED = Policy(temperature=0.8, top_k=50, top_p=0.95, repetition_penalty=1.1)
-
-Say = Callable[[str], None]
 
 
 def random_model(config: ModelConfig) -> Any:
@@ -345,22 +343,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=positive, default=256, metavar="N", help="new ones (256)")
     parser.add_argument("--repeats", type=positive, default=7, metavar="N", help="turns of each side (7)")
     args = parser.parse_args()
-    started = time.perf_counter()
-
-    def say(line: str) -> None:
-        print(f"[{time.perf_counter() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
-
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = run(args, say)
-        store.write_json(args.out, result)
-        text = markdown(result)
-        store.write_text(args.out.with_suffix(".md"), f"# Decoding beside transformers\n\n{text}")
-    except (UserError, OSError) as error:
-        print(f"decode_torch: {error}", file=sys.stderr)
-        return 1
-    print(text, end="")
-    return 0
+    say = clocked()
+    return write("decode_torch", args.out, "Decoding beside transformers", lambda: run(args, say), markdown)
 
 
 if __name__ == "__main__":

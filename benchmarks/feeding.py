@@ -17,32 +17,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from layouts import slots, useful
 from machine import BUSY, CpuUse, hardware, positive, spread, versions
+from output import Say, clocked, write
 from plots import Panel, draw
 from throughput import Ours, benchmark_config, seconds
 
-from aromni_jax import data, store
+from aromni_jax import data
 from aromni_jax.cli.train import codebook
 from aromni_jax.config import DataConfig, LossConfig
 from aromni_jax.data import Manifest, Record
 from aromni_jax.data.files import SUFFIX, RecordWriter
 from aromni_jax.data.manifest import Component, PackedRows, write_manifest
+from aromni_jax.data.packing import efficiency
 from aromni_jax.data.rows import pack
 from aromni_jax.errors import UserError
-from aromni_jax.vocabulary import JointVocabulary
+from aromni_jax.vocabulary import JointVocabulary, Modality
 
 PACKINGS = ("offline", "online")
 PACKAGES = ("aromni_jax", "jax", "grain", "array-record", "numpy")
 DISTINCT = 1000  # made-up records; a file of more holds them again and again
 VOCABULARY = JointVocabulary.compact(text_pieces=384, image_codes=128, image_tokens=32, speech_codes=256)
 ROW, BATCH = 256, 8
-Say = Callable[[str], None]
 
 
 # -- speed ----------------------------------------------------------------------------------------------
@@ -104,14 +104,15 @@ def made_up_data(folder: pathlib.Path, count: int) -> None:
         with RecordWriter(folder / names[name]) as writer:
             for content in itertools.islice(itertools.cycle(contents), number):
                 writer.write(content)
-    packed = PackedRows(rows=names["rows"], row_count=row_count, efficiency={})
+    figures = dataclasses.asdict(efficiency(np.array(list(map(len, records))), len(rows), ROW))
+    packed = PackedRows(rows=names["rows"], row_count=row_count, efficiency=figures)
     tokens = int(sum(map(len, records))) * count // DISTINCT
     part = Component(
         **vars(packed),
         records=names["records"],
         examples=count,
         tokens=tokens,
-        tokens_by_modality={"text": tokens},
+        tokens_by_modality={kind.name.lower(): tokens if kind is Modality.TEXT else 0 for kind in Modality},
         tasks={"text_to_text": {"examples": count, "tokens": tokens}},
     )
     manifest = Manifest(
@@ -257,25 +258,8 @@ def main() -> int:
     parser.add_argument("--write-only", action="store_true", help="only write the made-up data sets")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    started = time.perf_counter()
-
-    def say(line: str) -> None:
-        print(f"[{time.perf_counter() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
-
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = run(args, say)
-        if args.write_only:
-            return 0
-        store.write_json(args.out, result)
-        text = markdown(result)
-        store.write_text(args.out.with_suffix(".md"), f"# Feeding the training\n\n{text}")
-        plot(args.out.with_suffix(".png"), result)
-    except (UserError, OSError) as error:
-        print(f"feeding: {error}", file=sys.stderr)
-        return 1
-    print(text, end="")
-    return 0
+    say = clocked()
+    return write("feeding", args.out, "Feeding the training", lambda: run(args, say), markdown, plot)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,13 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from machine import BUSY, CpuUse, hardware, positive, spread, versions
+from output import Result, Say, write
 from plots import Panel, draw
 
 from aromni_jax import store
@@ -41,7 +42,6 @@ VOCABULARY = JointVocabulary.compact(text_pieces=384, image_codes=128, image_tok
 SWEEPS = {"batch": (2, 4, 8, 16, 32), "length": (64, 128, 256, 512, 1024), "devices": (1, 2, 4, 8)}
 TITLES = {"batch": "rows of a batch", "length": "tokens of a row, one example each", "devices": "fake devices (fsdp)"}
 ROWS, LENGTH = 8, 256
-Say = Callable[[str], None]
 
 
 def run_config(rows: int, length: int) -> RunConfig:
@@ -182,21 +182,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=positive, default=8, metavar="N", help="of 8 x 256 tokens, each time (8)")
     parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="(5)")
     args = parser.parse_args(words)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def run() -> Result:
         result = store.read_json(args.out) if args.out.exists() else {}
         for what in args.what:
             result[what] = sweep(what, args.steps, args.repeats, lambda line: print(line, file=sys.stderr, flush=True))
-        result = {what: result[what] for what in SWEEPS if what in result}
-        store.write_json(args.out, result)
-        text = markdown(result)
-        store.write_text(args.out.with_suffix(".md"), f"# What a token costs as things grow\n\n{text}")
-        plot(args.out.with_suffix(".png"), result)
-    except (UserError, OSError) as error:
-        print(f"growth: {error}", file=sys.stderr)
-        return 1
-    print(text, end="")
-    return 0
+        return {what: result[what] for what in SWEEPS if what in result}
+
+    return write("growth", args.out, "What a token costs as things grow", run, markdown, plot)
 
 
 if __name__ == "__main__":

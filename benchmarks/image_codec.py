@@ -15,15 +15,15 @@ import datetime
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from machine import BUSY, CpuUse, hardware, positive, spread, threads, versions
+from output import Say, clocked, write
 
-from aromni_jax import store
 from aromni_jax.codecs import ImageCodec, folder, vq
 from aromni_jax.codecs.vqgan import VQGANConfig
 from aromni_jax.codecs.vqgan_weights import export_params, table
@@ -32,8 +32,6 @@ from aromni_jax.errors import UserError
 LATENT_TOLERANCE = 1e-3
 MARGIN = 1e-3  # of squared distances: below it the choice of a code is left to rounding
 PACKAGES = ("aromni_jax", "jax", "jaxlib", "flax", "numpy", "torch", "transformers")
-
-Say = Callable[[str], None]
 
 
 class Side(Protocol):
@@ -257,22 +255,10 @@ def main() -> int:
     parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="turns of each side (5)")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    started = time.perf_counter()
-
-    def say(line: str) -> None:
-        print(f"[{time.perf_counter() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
-
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = run(VQGANConfig(), args.batches, args.repeats, say)
-        store.write_json(args.out, result)
-        table = markdown(result)
-        store.write_text(args.out.with_suffix(".md"), f"# Image codec\n\n{table}")
-    except (UserError, OSError) as error:
-        print(f"image_codec: {error}", file=sys.stderr)
-        return 1
-    print(table, end="")
-    return 0
+    say = clocked()
+    return write(
+        "image_codec", args.out, "Image codec", lambda: run(VQGANConfig(), args.batches, args.repeats, say), markdown
+    )
 
 
 if __name__ == "__main__":

@@ -16,15 +16,15 @@ import datetime
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from machine import BUSY, CpuUse, hardware, positive, spread, threads, versions
+from output import Say, clocked, write
 
-from aromni_jax import store
 from aromni_jax.codecs import SpeechCodec, vq
 from aromni_jax.codecs.tensor_files import Tensors
 from aromni_jax.codecs.wavtokenizer import WavTokenizer, WavTokenizerConfig
@@ -35,8 +35,6 @@ TOLERANCE = 1e-3  # of vectors and waves, beside their root mean square
 MARGIN = 1e-3  # of squared distances: below it the choice of a code is left to rounding
 PACKAGES = ("aromni_jax", "jax", "jaxlib", "flax", "numpy", "torch", "transformers")
 BATCH = (1.3, 14.6, 3.1, 7.9, 2.2, 5.4, 9.7, 4.0, 1.8, 11.5, 2.7, 6.6)  # seconds: as uneven as read sentences are
-
-Say = Callable[[str], None]
 
 
 class Side(Protocol):
@@ -250,22 +248,14 @@ def main() -> int:
     parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="turns of each side (5)")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    started = time.perf_counter()
-
-    def say(line: str) -> None:
-        print(f"[{time.perf_counter() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
-
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = run(*random_sides(WavTokenizerConfig()), args.singles, args.batch, args.repeats, say)
-        store.write_json(args.out, result)
-        text = markdown(result)
-        store.write_text(args.out.with_suffix(".md"), f"# WavTokenizer beside PyTorch\n\n{text}")
-    except (UserError, OSError) as error:
-        print(f"speech_torch: {error}", file=sys.stderr)
-        return 1
-    print(text, end="")
-    return 0
+    say = clocked()
+    return write(
+        "speech_torch",
+        args.out,
+        "WavTokenizer beside PyTorch",
+        lambda: run(*random_sides(WavTokenizerConfig()), args.singles, args.batch, args.repeats, say),
+        markdown,
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import functools
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -23,8 +23,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from layouts import padded_batches, shape_name, slots, useful
 from machine import BUSY, CpuUse, hardware, positive, spread, threads, versions
+from output import Say, clocked, write
 
-from aromni_jax import data, store
+from aromni_jax import data
 from aromni_jax.cli.train import codebook
 from aromni_jax.config import MeshConfig, RunConfig, load_config
 from aromni_jax.data import Batch
@@ -41,8 +42,6 @@ NORM_TOLERANCE = 1e-3  # of the gradient norm, relative
 PADDED_ROWS = 16  # the reference pads 2 examples on each of 8 devices to one length
 SAMPLED = 64  # packed batches whose examples the padded ones stand for
 PACKAGES = ("aromni_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
-
-Say = Callable[[str], None]
 
 
 class Side(Protocol):
@@ -290,24 +289,10 @@ def main() -> int:
     parser.add_argument("--repeats", type=positive, default=11, metavar="N", help="turns of each side (11)")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
-    started = time.perf_counter()
-
-    def say(line: str) -> None:
-        print(f"[{time.perf_counter() - started:5.0f} s] {line}", file=sys.stderr, flush=True)
-
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = run(args.data, args.batches, args.repeats, say)
-        store.write_json(args.out, result)
-        table = markdown(result)
-        partial = args.out.with_suffix(".md.partial")
-        partial.write_text(f"# Training throughput\n\n{table}")
-        partial.replace(args.out.with_suffix(".md"))
-    except (UserError, OSError) as error:
-        print(f"throughput: {error}", file=sys.stderr)
-        return 1
-    print(table, end="")
-    return 0
+    say = clocked()
+    return write(
+        "throughput", args.out, "Training throughput", lambda: run(args.data, args.batches, args.repeats, say), markdown
+    )
 
 
 if __name__ == "__main__":

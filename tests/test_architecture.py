@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "worlds": set(),
     "data": {"store"},
     "codecs": {"store", "tensorfile", "torchfile", "worlds", "signals"},
-    "prepare": {"codecs", "data", "tasks", "worlds", "store"},
+    "prepare": {"codecs", "data", "tasks", "worlds", "store", "signals"},
     "training": {"model", "losses", "parallel", "data", "codecs", "convert", "store", "signals"},
     "decoding": {"model", "parallel"},
     "compile": {"decoding", "model", "parallel", "data", "training"},

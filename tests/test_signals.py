@@ -10,7 +10,7 @@ import weakref
 import pytest
 
 from aromni_jax import store
-from aromni_jax.signals import NotedSignals, heard_everywhere
+from aromni_jax.signals import HeardSignals, NotedSignals, heard_everywhere
 
 
 def press():
@@ -76,6 +76,15 @@ def test_noted_signals_stay_noted():
         in_finaliser()
         time.sleep(5)
         pytest.fail("not heard")
+
+
+def test_heard_signals_are_raised_and_stay_noted():
+    before = signal.getsignal(signal.SIGINT)
+    with HeardSignals() as heard:
+        with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+            press()
+        assert heard.name == "SIGINT"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_other_dropped_errors_are_still_said(monkeypatch):

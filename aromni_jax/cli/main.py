@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import aromni_jax
 from aromni_jax.errors import UserError
-from aromni_jax.signals import heard_everywhere
+from aromni_jax.signals import NotedSignals, heard_everywhere
 
 # Name -> one line of help. Each is a module of this folder with `add_arguments(parser)`, `run(args) -> int` and
 # `EXAMPLE`; a module is imported only when its command is called, so that `--help` answers at once.
@@ -35,6 +35,15 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code."""
+    try:
+        with heard_everywhere():
+            return _run(argv)
+    except KeyboardInterrupt:
+        print("aromni: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # an answer in letters that the terminal does not know is no failure
         sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
@@ -58,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     args = parser.parse_args(words)
     try:
-        with heard_everywhere():
-            return args.run(args)
+        _load_jax()
+        return args.run(args)
     except UserError as error:
         if args.debug:
             raise
@@ -71,9 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         return _fail(f"{error.filename or 'file'}: {error.strerror or error}")
-    except KeyboardInterrupt:
-        print("aromni: interrupted", file=sys.stderr)
-        return 130
+
+
+def _load_jax() -> None:
+    """Before a command does: an interrupt inside of jaxlib's start would end the process with a segmentation fault."""
+    with NotedSignals() as signals:
+        importlib.import_module("jax")
+    if signals.name:
+        raise KeyboardInterrupt(signals.name)
 
 
 def _fail(message: str) -> int:

@@ -55,7 +55,7 @@ def kind_of(folder: Path) -> str:
     """ "image", "speech" or "text", as `codec.json` of a folder says; UserError if it cannot be read."""
     try:
         return str(json.loads((folder / CARD).read_text(encoding="utf-8"))["kind"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"cannot read {folder / CARD} ({error!r}); fetch the codec again") from error
 
 
@@ -64,8 +64,10 @@ def read_card(folder: Path, kind: str) -> dict[str, Any]:
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
         found, config, name, digest = card["kind"], card["config"], card["weights"], card["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"cannot read {folder / CARD} ({error!r}); fetch the codec again") from error
+    if not isinstance(name, str):
+        raise UserError(f"{folder / CARD}: weights is {name!r}; expected a file name; fetch the codec again")
     if found != kind or card.get("format") != FORMAT:
         raise UserError(
             f"{folder / CARD} describes a {found} codec of format {card.get('format')}; wanted: {kind}, format {FORMAT}"

@@ -8,13 +8,15 @@ import itertools
 import json
 import os
 import pathlib
+import reprlib
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from aromni_jax.data.files import SUFFIX, Concatenated, RecordFile, RecordWriter
-from aromni_jax.data.packing import best_fit_parts, efficiency
+from aromni_jax.data.packing import Efficiency, best_fit_parts, efficiency
 from aromni_jax.data.record import Record
 from aromni_jax.data.rows import Row
 from aromni_jax.errors import UserError
@@ -91,28 +93,36 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Manifest:
-        """Inverse of `to_json`; UserError prefixed by `where`."""
+        """Inverse of `to_json`; UserError prefixed by `where`, which names the field that is not as it was written."""
         try:
-            values = json.loads(text)
-            version = values.pop("version")
-            fingerprint = values.pop("vocabulary_fingerprint")
+            values = _checked(dict[str, Any], json.loads(text), "the whole")
+            version = values.pop("version", None)
             if version != _VERSION:
-                raise UserError(f"{where}: manifest version {version}, this program reads version {_VERSION}")
-            values["vocabulary"] = JointVocabulary.from_dict(values["vocabulary"])
-            if values["vocabulary"].fingerprint() != fingerprint:
-                raise UserError(f"{where}: its vocabulary does not match its own fingerprint; the manifest was edited")
-            values["splits"] = {
-                split: {name: Component(**fields) for name, fields in components.items()}
-                for split, components in values["splits"].items()
-            }
-            values["joint"] = {split: PackedRows(**fields) for split, fields in values["joint"].items()}
-            if not isinstance(values["request"], dict) or values["joint"].keys() != values["splits"].keys():
-                raise ValueError("request or joint is not that of a data set")
-            return cls(**values)
-        except UserError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: not a data set manifest ({error}); run `aromni prepare` again") from None
+                raise ValueError(f"version {version!r}, this program reads version {_VERSION}")
+            fingerprint = values.pop("vocabulary_fingerprint", None)
+            vocabulary = JointVocabulary.from_dict(_checked(dict[str, Any], values.get("vocabulary"), "vocabulary"))
+            if vocabulary.fingerprint() != fingerprint:
+                raise ValueError("its vocabulary does not match its own fingerprint: it was edited")
+            made = _checked(cls, values | {"vocabulary": vocabulary}, "")
+            made._check_names()
+            return made
+        except (ValueError, RecursionError) as error:  # a UserError is one
+            raise UserError(f"{where}: no data set manifest ({error}); run `aromni prepare` again") from None
+
+    def _check_names(self) -> None:
+        """ValueError unless the tables have the keys that everyone asks for."""
+        _checked(str, self.request.get("world") or "", "request.world")
+        _checked(dict[str, str], self.request.get("codecs_at") or {}, "request.codecs_at")
+        _check_keys(self.joint, self.splits, "joint")
+        for split, parts in self.splits.items():
+            packed = {f"joint.{split}": self.joint[split], **{f"splits.{split}.{n}": part for n, part in parts.items()}}
+            for where, rows in packed.items():
+                _check_keys(rows.efficiency, [field.name for field in dataclasses.fields(Efficiency)], where)
+            for name, part in parts.items():
+                where = f"splits.{split}.{name}"
+                _check_keys(part.tokens_by_modality, [kind.name.lower() for kind in Modality], where)
+                for task, figures in part.tasks.items():
+                    _check_keys(figures, ("examples", "tokens"), f"{where}.tasks.{task}")
 
     def components(self, split: str, names: Sequence[str] = ()) -> dict[str, Component]:
         """The named components of a split (all of them if no name is given); UserError for an unknown one."""
@@ -243,6 +253,40 @@ def _write_rows(
             row_count += len(taken)
     figures = dataclasses.asdict(efficiency(lengths, row_count, capacity))
     return PackedRows(rows=file, row_count=row_count, efficiency=figures)
+
+
+def _checked(hint: Any, value: Any, field: str) -> Any:
+    """JSON as the annotated type; ValueError that names the field where it is none. Numbers are 0 or more."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or hint is JointVocabulary:
+        return value
+    if origin is dict:
+        _require(isinstance(value, dict), field, value, "an object")
+        return {key: _checked(args[1], inner, f"{field}.{key}") for key, inner in value.items()}
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        _require(isinstance(value, dict), field, value, "an object")
+        _check_keys(value, hints, field)
+        inner = {key: _checked(hints[key], value[key], f"{field}.{key}".lstrip(".")) for key in hints}
+        return typing.cast(type, hint)(**inner)
+    if hint is str:
+        _require(isinstance(value, str), field, value, "a string")
+        return value
+    kinds, name = (int, "a whole number") if hint is int else ((int, float), "a number")
+    good = isinstance(value, kinds) and not isinstance(value, bool) and 0 <= value < 2**63
+    _require(good, field, value, name)
+    return value
+
+
+def _check_keys(found: Iterable[str], wanted: Iterable[str], field: str) -> None:
+    odd = sorted(set(found) ^ set(wanted))
+    if odd:
+        raise ValueError(f"{field or 'the whole'}: missing or unknown: {', '.join(odd)}")
+
+
+def _require(good: bool, field: str, value: Any, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{field} is {reprlib.repr(value)}; expected {expected}")
 
 
 class _Tally:

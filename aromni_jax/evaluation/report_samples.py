@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aromni_jax.codecs.media import read_audio, read_image
 from aromni_jax.decoding.grammar import State
 from aromni_jax.errors import UserError
 from aromni_jax.evaluation.report_media import data_uri, enlargement, mel_decibels, spectrogram_uri
 from aromni_jax.vocabulary import JointVocabulary, Modality
+
+_T = TypeVar("_T")
 
 PROMPT = -1  # in the place of a state: the model was given this token
 
@@ -126,7 +128,7 @@ def read_samples(folder: Path, records: Sequence[Any], vocabulary: JointVocabula
 def _sample(folder: Path, record: Any, vocabulary: JointVocabulary | None, where: str) -> Sample:
     if not isinstance(record, Mapping) or not isinstance(record.get("task"), str):
         raise UserError(f'{where}: expected an object with a "task"; write the samples again')
-    turns = record.get("turns") or [{"input": record.get("input") or [], "output": record.get("output") or []}]
+    turns = _of_type(list, record, "turns", where) or [{key: record.get(key) for key in ("input", "output")}]
     if not all(isinstance(turn, Mapping) for turn in turns):
         raise UserError(f'{where}: a turn is {{"input": [...], "output": [...]}}; write the samples again')
     task = record["task"]
@@ -136,18 +138,26 @@ def _sample(folder: Path, record: Any, vocabulary: JointVocabulary | None, where
         title=str(record.get("title") or ""),
         turns=tuple(
             (
-                tuple(_segment(folder, part, where) for part in turn.get("input") or []),
-                _heard_first(task, [_segment(folder, part, where) for part in turn.get("output") or []]),
+                tuple(_segment(folder, part, where) for part in _of_type(list, turn, "input", where)),
+                _heard_first(task, [_segment(folder, part, where) for part in _of_type(list, turn, "output", where)]),
             )
             for turn in turns
         ),
         expected=record.get("expected"),
         judged=record.get("judged"),
-        correct=record.get("correct"),
+        correct=None if record.get("correct") is None else _of_type(bool, record, "correct", where),
         cells=cells,
         runs=tuple(_runs(cells)),
-        clocks=record.get("clocks") or {},
+        clocks=_of_type(dict, record, "clocks", where),
     )
+
+
+def _of_type(kind: type[_T], values: Mapping[str, Any], key: str, where: str) -> _T:
+    """The value, an empty one where it is missing or null."""
+    found = values.get(key)
+    if found is not None and not isinstance(found, kind):
+        raise UserError(f'{where}: "{key}" is {found!r:.60}; expected a {kind.__name__}; write the samples again')
+    return kind() if found is None else found
 
 
 def _heard_first(task: str, parts: list[Segment]) -> tuple[Segment, ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from aromni_jax.errors import UserError
 from aromni_jax.prepare.media import progress_bar
+from aromni_jax.signals import HeardSignals, NotedSignals
 
 if TYPE_CHECKING:
     from aromni_jax.prepare.corpus import Job
@@ -30,16 +31,39 @@ def run_pipeline(job: Job, counts: Sequence[int], options: Sequence[str], progre
 
     Raises:
       UserError: what a worker raises, no Apache Beam, options that it refuses.
+      KeyboardInterrupt: Ctrl-C or SIGTERM came; the workers have stopped before their next example.
     """
     from aromni_jax.prepare.corpus import plan_offsets
 
     todo = list(plan_offsets(job))
     if not todo:
         return
+    # Raised at once, an interrupt would come anywhere in Beam, whose callbacks drop it: so it is noted, and told. But
+    # workers in other processes hear a Ctrl-C themselves, and end; Beam would wait for them.
+    elsewhere = any(word.startswith(("--runner", "--direct_running_mode")) for word in options)
+    with HeardSignals() if elsewhere else NotedSignals() as signals:
+        try:
+            _run_noting(signals, job, counts, todo, options, progress)
+        except Exception:  # also what the workers say when they were told to stop
+            if not signals.name:
+                raise
+        if signals.name:
+            raise KeyboardInterrupt(signals.name)
+
+
+def _run_noting(
+    signals: NotedSignals,
+    job: Job,
+    counts: Sequence[int],
+    todo: Sequence[tuple[int, int]],
+    options: Sequence[str],
+    progress: bool,
+) -> None:
+    job.stopping.unlink(missing_ok=True)  # of an earlier call
     beam, pipeline_options = _load_beam()
     from aromni_jax.prepare.beam_shards import MakeShards
 
-    with _watched(job, counts, [number for number, _ in todo], progress), _quiet():
+    with _watched(signals, job, counts, [number for number, _ in todo], progress), _quiet():
         try:
             chosen = _parsed(pipeline_options, options)
             runner = None if any(word.startswith("--runner") for word in options) else _LOCAL
@@ -48,8 +72,6 @@ def run_pipeline(job: Job, counts: Sequence[int], options: Sequence[str], progre
         except UserError:
             raise
         except Exception as error:  # of any kind, and with a worker's own in its text
-            if "KeyboardInterrupt" in str(error):
-                raise KeyboardInterrupt from None
             raise UserError(_reason(error)) from error
 
 
@@ -99,8 +121,10 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(job: Job, counts: Sequence[int], todo: Sequence[int], progress: bool) -> Iterator[None]:
-    """A bar of what is done, seen from the shards that appear: the same for every runner."""
+def _watched(
+    signals: NotedSignals, job: Job, counts: Sequence[int], todo: Sequence[int], progress: bool
+) -> Iterator[None]:
+    """A bar of what is done, seen from the shards that appear, and word to the workers: the same for every runner."""
     known = all(counts)
     sizes = counts if known else [1] * len(counts)
     waiting, ended = set(todo), threading.Event()
@@ -109,6 +133,9 @@ def _watched(job: Job, counts: Sequence[int], todo: Sequence[int], progress: boo
         for number in [number for number in waiting if job.shard(number).is_dir()]:
             waiting.discard(number)
             bar.update(sizes[number])
+        if signals.name:
+            with contextlib.suppress(OSError):
+                job.stopping.touch()
 
     def watch() -> None:
         while not ended.wait(_POLL_SECONDS):

@@ -2,6 +2,7 @@
 
     .NAME.shards/request.json     what is asked for; shards of another request are thrown away
     .NAME.shards/plan.jsonl       a line per shard: which items it holds
+    .NAME.shards/stopping         tells the workers to stop: there was a Ctrl-C
     .NAME.shards/000017/          a shard that is done: records by split and task, rejects, figures
 
 A shard appears whole or not at all, and depends on its line of the plan alone. So the same command goes on after any
@@ -68,6 +69,11 @@ class Job:
         """Folder of a shard that is done."""
         return self.folder / f"{number:06d}"
 
+    @property
+    def stopping(self) -> pathlib.Path:
+        """A file that tells workers, wherever they are, to stop; all of them see this folder."""
+        return self.folder / "stopping"
+
 
 def prepare_corpus(
     source: Source,
@@ -105,6 +111,7 @@ def prepare_corpus(
 
     Raises:
       UserError: nothing in the source that can be used, something else in `out_dir`, a full disk, no Apache Beam.
+      KeyboardInterrupt: Ctrl-C or SIGTERM came; the same call goes on with the shards that are done.
     """
     out_dir = pathlib.Path(out_dir)
     for task in tasks:
@@ -217,7 +224,11 @@ def plan_offsets(job: Job) -> Iterator[tuple[int, int]]:
 
 
 def make_shard(job: Job, tokeniser: Tokeniser, number: int, offset: int) -> None:
-    """Make a shard, unless it is there. UserError at the first reject if the job says so, or when writing fails."""
+    """Make a shard, unless it is there.
+
+    Raises:
+      UserError: at the first reject if the job says so; writing fails; workers are to stop.
+    """
     if job.shard(number).is_dir():
         return
     pictures, seconds = tokeniser.pictures, tokeniser.seconds
@@ -228,6 +239,8 @@ def make_shard(job: Job, tokeniser: Tokeniser, number: int, offset: int) -> None
             writers: dict[tuple[str, str], RecordWriter] = {}
             rejects = stack.enter_context((partial / REJECTS).open("w"))
             for made in tokeniser.examples(job.source.items(part_at(job, offset)), hold_first=number == 0):
+                if job.stopping.exists():
+                    raise UserError("the preparation was interrupted")
                 if isinstance(made, Reject):
                     if job.stop:
                         raise UserError(made.line)

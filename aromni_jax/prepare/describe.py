@@ -196,6 +196,8 @@ def _opened(manifest: Manifest, kind: str, places: Mapping[str, str]) -> Any:
     """The codec of a kind; UserError if it is not the one that the data set was made with."""
     if manifest.codecs and kind not in manifest.codecs:
         raise UserError(f"the data set came with its {kind} codes: no codec here makes {kind} of them")
+    if kind not in places:
+        raise UserError(f"the data set does not say where its {kind} codec is; name the codecs with --world")
     place = os.fspath(places[kind])
     if kind == "text":
         codec: Any = TokenizerJson.load(place) if place.endswith(".json") else TextCodec.load(place)

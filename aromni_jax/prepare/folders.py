@@ -6,11 +6,12 @@
     84-121123.trans.txt          ID text per line, as LibriSpeech has it
     notes.txt                    without a medium: plain text
 
-Folders train and test (or validation, dev ...) at the top are the splits.
+Folders train and test (or validation, dev ...) at the top are the splits. Links to folders are followed.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -18,7 +19,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ SOUNDS = frozenset((".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"))
 METADATA = ("metadata.jsonl", "metadata.csv")
 _TRANSCRIPTS = ".trans.txt"
 _LJ_FOLDER = "wavs"
+_BAD_LINE = "bad line of the metadata"
 
-Row = dict[str, Any]  # {"at": name, "image": file, "speech": file, "texts": [...], "text_file": file}
+# {"at": name, "image": file, "speech": file, "texts": [...], "text_file": file}, or "fault": (reason, detail)
+Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ class FolderSource:
 
     def state(self) -> Mapping[str, Any]:
         digest, count = hashlib.sha256(), 0
-        for folder, _, names in self._walk():
+        for folder, _, names in walk(self.folder, _unreadable):
             for name in names:
                 facts = os.lstat(os.path.join(folder, name))  # a link that leads nowhere is told when it is read
                 if stat.S_ISLNK(facts.st_mode):
@@ -92,19 +95,13 @@ class FolderSource:
         media: dict[str, Path] = {kind: root / row[kind] for kind in ("image", "speech") if kind in row}
         file = str(next(iter(media.values()), root / str(row.get("text_file", name))))
         if row.get("fault"):
-            return Reject(file, name, "bad line of the metadata", row["fault"])
+            return Reject(file, name, *row["fault"])
         split = split_named(name.split("/")[0]) if "/" in name and self.has_split else ""
         return Item(file, name, split, tuple(texts), media.get("image"), media.get("speech"))
 
-    def _walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
-        """(folder, folders in it, files in it), in order of name; names that begin with a dot are passed over."""
-        for folder, folders, names in os.walk(self.folder, onerror=_unreadable):
-            folders[:] = sorted(filter(_seen, folders))
-            yield folder, folders, sorted(filter(_seen, names))
-
     def _rows(self) -> Iterator[Row]:
         found = False
-        for folder, folders, names in self._walk():
+        for folder, folders, names in walk(self.folder, _unreadable):
             place = Path(folder).relative_to(self.folder)
             metadata = next((name for name in METADATA if name in names), None)
             if metadata:
@@ -121,7 +118,7 @@ class FolderSource:
     def _side_by_side(self, folder: Path, place: Path, names: list[str]) -> Iterator[Row]:
         spoken: dict[str, str] = {}
         for name in names:
-            if name.endswith(_TRANSCRIPTS):
+            if name.endswith(_TRANSCRIPTS) and (folder / name).exists():
                 lines = (folder / name).read_text(errors="replace").splitlines()
                 spoken |= {key: text for key, _, text in (line.partition(" ") for line in lines)}
         groups: dict[str, Row] = {}
@@ -135,6 +132,8 @@ class FolderSource:
                 groups[name] = {"at": f"{at}{suffix}", kind: (place / name).as_posix()}
             elif kind:
                 groups.setdefault(stem, {"at": at})[kind] = (place / name).as_posix()
+            elif (folder / name).is_symlink() and not (folder / name).exists():  # others are told when they are read
+                yield {"at": (place / name).as_posix(), "fault": ("dead link", f"to {os.readlink(folder / name)}")}
         for stem, row in groups.items():
             if stem in spoken:
                 row["texts"] = [spoken[stem]]
@@ -144,16 +143,42 @@ class FolderSource:
         for number, row in _table(metadata):
             at = f"{(place / metadata.name).as_posix()}:{number}"
             if isinstance(row, str):
-                yield {"at": at, "fault": row}
+                yield {"at": at, "fault": (_BAD_LINE, row)}
                 continue
             file = place / row["file_name"]
             kind = "image" if file.suffix.lower() in IMAGES else "speech"
             try:
                 texts = list(self.columns.texts(row, str(metadata)))
             except Unusable as error:
-                yield {"at": at, "fault": str(error)}
+                yield {"at": at, "fault": (_BAD_LINE, str(error))}
                 continue
             yield {"at": os.path.splitext(file.as_posix())[0], kind: file.as_posix(), "texts": texts}
+
+
+def walk(
+    folder: str | Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(folder, folders in it, files in it) of a tree, as `os.walk`, each folder once, in order of name.
+
+    Names that begin with a dot are passed over. Links to folders come after all that is there without them; one to a
+    folder that has come, or that the tree lies in, is not followed.
+    """
+    come = {_identity(parent) for parent in Path(folder).resolve().parents}
+    waiting = collections.deque([os.fspath(folder)])
+    while waiting:
+        for place, folders, names in os.walk(waiting.popleft(), onerror=onerror):
+            if (identity := _identity(place)) in come:
+                folders.clear()
+                continue
+            come.add(identity)
+            folders[:] = sorted(filter(_seen, folders))
+            yield place, folders, sorted(filter(_seen, names))
+            waiting += (path for path in (os.path.join(place, name) for name in folders) if os.path.islink(path))
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    facts = os.stat(folder)
+    return facts.st_dev, facts.st_ino
 
 
 def _table(metadata: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:

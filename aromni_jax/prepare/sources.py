@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from aromni_jax.errors import UserError
 from aromni_jax.prepare.columns import Columns
 from aromni_jax.prepare.files import JsonlSource, ParquetSource
-from aromni_jax.prepare.folders import METADATA, FolderSource
+from aromni_jax.prepare.folders import METADATA, FolderSource, walk
 from aromni_jax.prepare.items import Source
 from aromni_jax.prepare.tars import SUFFIXES, TarSource
 from aromni_jax.prepare.tfds import PREFIX, TfdsSource, locate
@@ -45,12 +45,11 @@ def _files(path: Path, suffixes: tuple[str, ...]) -> list[str]:
 
     Names that begin with a dot are passed over, as in a folder of media.
     """
-    candidates = itertools.chain(path.glob("*"), path.glob("*/*")) if path.is_dir() else [path]
-    named = (file for file in candidates if file.name.endswith(suffixes) and file.name not in METADATA)
     if not path.is_dir():
-        return list(map(str, named))
-    return sorted(
-        str(file)
-        for file in named
-        if not file.is_dir() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
+        return [str(path)] if path.name.endswith(suffixes) and path.name not in METADATA else []
+    found = []
+    for folder, folders, names in walk(path):
+        if folder != str(path):
+            folders.clear()
+        found += [os.path.join(folder, name) for name in names if name.endswith(suffixes) and name not in METADATA]
+    return sorted(found)

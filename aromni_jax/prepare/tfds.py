@@ -6,10 +6,12 @@ TFDS's own reader needs TensorFlow for every data set with sound. The files are 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -114,19 +116,33 @@ class TfdsSource:
                 raise Unusable("no medium", f"no {names['image']}")
             image = Blob(f"{file}/{record}", values[0])
         if names["speech"]:
-            speech = self._sound(fields[names["speech"]], f"{file}/{record}", self._rate(names["speech"]))
+            speech = self._sound(fields, names["speech"], f"{file}/{record}")
         return Item(file, record, split, tuple(texts), image, speech)
 
-    def _sound(self, field: Any, name: str, rate: int) -> Sound:
-        if field.bytes_list.value:
-            return Blob(name, field.bytes_list.value[0])
-        wave_n = np.asarray(field.int64_list.value or field.float_list.value)
-        if not wave_n.size:
+    def _sound(self, fields: Mapping[str, Any], field: str, name: str) -> Sound:
+        facts = self._facts(field)
+        shape = [int(size) for size in facts.get("shape", {}).get("dimensions", ())] or [-1]
+        stored = fields[field]
+        if shape.count(-1) > 1:
+            stored, shape = fields[f"{field}/value"], list(fields[f"{field}/shape"].int64_list.value)
+        encoding = str(facts.get("encoding", "none")).lower()
+        wave = np.asarray(stored.int64_list.value or stored.float_list.value)
+        if stored.bytes_list.value:
+            data = stored.bytes_list.value[0]
+            if encoding == "none":
+                return Blob(name, data)
+            wave = np.frombuffer(zlib.decompress(data) if encoding == "zlib" else data, facts["dtype"])
+        if not wave.size:
             raise Unusable("bad sound", "no samples")
-        if wave_n.dtype.kind == "i":
-            wide = np.abs(wave_n).max() > _HALF_RANGE
-            wave_n = wave_n / (_HALF_RANGE**2 * 2 if wide else _HALF_RANGE)
-        return Wave(wave_n.astype(np.float32), rate)
+        try:
+            wave = wave.reshape(shape)
+        except ValueError:
+            raise Unusable("bad sound", f"{wave.size} numbers do not make the shape {shape}") from None
+        if wave.dtype.kind == "i":
+            wide = np.abs(wave).max() > _HALF_RANGE
+            wave = wave / (_HALF_RANGE**2 * 2 if wide else _HALF_RANGE)
+        wave_n = wave if wave.ndim == 1 else wave.mean(axis=1)  # [time, channels]
+        return Wave(wave_n.astype(np.float32), self._rate(field))
 
     @functools.cached_property
     def _splits(self) -> dict[str, list[tuple[Path, int]]]:
@@ -135,6 +151,15 @@ class TfdsSource:
         file_format = info.get("fileFormat", "tfrecord")
         if file_format not in _FORMATS:
             raise UserError(f"{self.folder}: files of {file_format}; prepare it with --file_format=array_record")
+        with _as_written(Path(self.folder) / _INFO):
+            splits = self._listed(info, file_format)
+        files = [file for shards in splits.values() for file, _ in shards]
+        missing = [file for file in files if not file.is_file()]
+        if missing or not files:
+            raise UserError(f"{missing[0] if missing else self.folder}: no such file; prepare the data set again")
+        return splits
+
+    def _listed(self, info: Mapping[str, Any], file_format: str) -> dict[str, list[tuple[Path, int]]]:
         splits = {}
         for split in info.get("splits", []):
             lengths = [int(length) for length in split.get("shardLengths", [])]
@@ -148,10 +173,9 @@ class TfdsSource:
                 )
                 for at in range(len(lengths))
             ]
-            splits[split["name"]] = [(Path(self.folder) / n, length) for n, length in zip(names, lengths, strict=True)]
-        missing = [file for shards in splits.values() for file, _ in shards if not file.is_file()]
-        if missing or not splits:
-            raise UserError(f"{missing[0] if missing else self.folder}: no such file; prepare the data set again")
+            splits[str(split["name"])] = [
+                (Path(self.folder) / n, length) for n, length in zip(names, lengths, strict=True)
+            ]
         return splits
 
     @functools.cached_property
@@ -163,6 +187,10 @@ class TfdsSource:
     @functools.cached_property
     def _fields(self) -> dict[str, str | None]:
         """ "text", "image", "speech" -> the field that holds it."""
+        with _as_written(Path(self.folder) / _FEATURES):
+            return self._found()
+
+    def _found(self) -> dict[str, str | None]:
         fields: dict[str, str | None] = {}
         for kind, feature in (("text", "text"), ("image", "image"), ("speech", "audio")):
             names = [name for name, of, _ in self._features if of == feature]
@@ -178,7 +206,22 @@ class TfdsSource:
 
     def _rate(self, field: str) -> int:
         """Hertz; 0 = not told."""
-        return next(int(facts.get("sampleRate", 0)) for name, _, facts in self._features if name == field)
+        return int(self._facts(field).get("sampleRate", 0))
+
+    def _facts(self, field: str) -> Mapping[str, Any]:
+        """What the description says of a field."""
+        return next(facts for name, _, facts in self._features if name == field)
+
+
+@contextlib.contextmanager
+def _as_written(file: Path) -> Iterator[None]:
+    """UserError for a description whose values are of other types than TFDS writes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{file}: not as TFDS writes it ({error!r}); prepare the data set again") from None
 
 
 def _flat(name: str, feature: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -194,6 +237,8 @@ def _flat(name: str, feature: Mapping[str, Any]) -> Iterator[tuple[str, str, Map
 def _records(file: str, start: int, stop: int) -> Iterable[bytes]:
     if _FORMATS[0] in Path(file).name:
         opened = RecordFile(file)
+        if stop > len(opened):
+            raise Unusable("unreadable file", f"{len(opened)} records, {_INFO} tells of {stop}")
         return (opened[index] for index in range(start, stop))
     return _tfrecords(file)
 

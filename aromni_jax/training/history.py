@@ -44,12 +44,13 @@ def note_start(
     if jax.process_index() != 0:
         return
     device = mesh.devices.flat[0]
+    windows = [line.get("window_seconds") for line in dropped]  # null where it was no number, and the log can be edited
     line = {
         "kind": "start",
         "time": _now(),
         "step": first,
         "reached_before": max((int(line["step"]) for line in dropped), default=first),
-        "lost_seconds": round(sum(float(line.get("window_seconds") or 0) for line in dropped), 3),
+        "lost_seconds": round(sum(took for took in windows if isinstance(took, (int, float))), 3),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "hardware": {
             "devices": f"{mesh.size} x {device.device_kind}",

@@ -127,15 +127,17 @@ class MetricsLog:
 
 
 def read_log(file: pathlib.Path) -> list[dict[str, Any]]:
-    """Whole lines of a metrics log; what a crash of the machine has torn is dropped; [] if there is no file."""
+    """Whole lines of a metrics log, with a step and a kind; others, torn or edited, are dropped; [] without a file."""
     if not file.exists():
         return []
     lines = []
     for text in file.read_text(errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int) and isinstance(line.get("kind"), str):
+            lines.append(line)
     return lines
 
 

@@ -1,6 +1,10 @@
+import argparse
+import importlib
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -110,3 +114,29 @@ def test_one_ctrl_c_ends_any_command(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("130 130\n", "aromni: interrupted\n" * 2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_ctrl_c_while_jax_starts_waits_for_it(tmp_path, capsys, monkeypatch):
+    """Inside of jaxlib's start it would be a segmentation fault."""
+    started, load = [], importlib.import_module
+
+    def slowly(name):
+        if name == "jax":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)
+            started.append(name)
+        return load(name)
+
+    monkeypatch.setattr(importlib, "import_module", slowly)
+    assert main(["inspect", str(tmp_path)]) == 130
+    assert started == ["jax"] and capsys.readouterr().err == "aromni: interrupted\n"
+
+
+def test_a_ctrl_c_before_a_command_begins(capsys, monkeypatch):
+    def pressed(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", pressed)
+    assert main(["inspect", "x"]) == 130
+    assert capsys.readouterr().err == "aromni: interrupted\n"

@@ -156,10 +156,12 @@ def damage(path, kind):
             card["config"]["codes"] += 1
         elif kind == "kind":
             card["kind"] = "speech"
+        elif kind == "name":
+            card["weights"] = 3
         (path / "codec.json").write_text(json.dumps(card))
 
 
-@pytest.mark.parametrize("kind", ["json", "weights", "bytes", "config", "shape", "codes", "kind"])
+@pytest.mark.parametrize("kind", ["json", "weights", "bytes", "config", "shape", "codes", "kind", "name"])
 def test_a_damaged_folder_is_one_line(tmp_path, kind):
     shutil.copytree(SHIPPED, tmp_path / "image")
     damage(tmp_path / "image", kind)

@@ -227,6 +227,10 @@ def test_torn_last_line_of_the_log_is_dropped(minimal_run):
         ({"task": "tts", "tokens": [1], "modalities": [4]}, "4 is not a valid Modality"),
         ({"task": "tts", "tokens": [1], "states": [9]}, "9 is not a valid State"),
         ({"task": "tts", "turns": ["hello"]}, "a turn is"),
+        ({"task": "tts", "turns": 3}, '"turns" is 3; expected a list'),
+        ({"task": "tts", "input": "hello"}, "\"input\" is 'hello'; expected a list"),
+        ({"task": "tts", "correct": "yes"}, "\"correct\" is 'yes'; expected a bool"),
+        ({"task": "tts", "clocks": [1]}, '"clocks" is [1]; expected a dict'),
     ],
 )
 def test_bad_sample_is_named(minimal_run, record, message):

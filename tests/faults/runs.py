@@ -21,7 +21,7 @@ from aromni_jax.vocabulary import task_id
 from tests.training import small_run
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = "tests/faults/config.py"
+CONFIG = "tests/training/small_config.py:long"
 ROWS = f"train.rows{SUFFIX}"
 STEPS, EVERY = 400, 50
 RARE = "chat"

@@ -172,7 +172,7 @@ def test_a_full_disk_at_the_log(straight, data, tmp_path, note):
 def test_batches_without_a_finite_loss(data, tmp_path, note):
     """A weight that overflows float32, of a task that some batches hold: those give no number."""
     bad = f'loss.response_weights={{"{runs.RARE}": 3e38}}'
-    run = load_config(f"{runs.ROOT / runs.CONFIG}:{data}", [bad])
+    run = load_config(str(runs.ROOT / runs.CONFIG), [f"data.path={data}", bad])
     batches = pipeline.batches(run.data, run.loss, VOCABULARY)
     expected = sum(bool((next(batches).task_ids == task_id(runs.RARE)).any()) for _ in range(runs.STEPS))
     assert 1 < expected < 100

@@ -128,7 +128,7 @@ def test_two_then_four_then_one(data, tmp_path, note):
     """Stopped twice, and gone on with by another number of processes: every example in its place, none twice."""
     numbered, run, read = write_numbers(tmp_path / "data"), tmp_path / "run", []
     settings = ["train.steps=60", "train.checkpoint_every=1000", "train.log_every=1", "optimizer.peak_lr=1e-3"]
-    config = load_config(f"{runs.ROOT / runs.CONFIG}:{numbered}", settings)
+    config = load_config(str(runs.ROOT / runs.CONFIG), [f"data.path={numbered}", *settings])
     graces = []
     for count, stop_at in ((2, 16), (4, 36), (1, None)):
         files = [tmp_path / f"{count}-{index}.jsonl" for index in range(count)]

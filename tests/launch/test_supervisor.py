@@ -17,7 +17,7 @@ from aromni_jax.training import read_log, train
 from tests.launch.places import LAUNCH, ROOT, call
 from tests.training import small_run
 
-CONFIG = "tests/launch/small_config.py"
+CONFIG = "tests/training/small_config.py"
 # Each call takes the next exit code; "+" in front of it: a new checkpoint before.
 PRETENDED = """#!/usr/bin/env bash
 echo "$*" >>{folder}/called

@@ -46,6 +46,45 @@ def test_a_link_that_leads_nowhere(tmp_path):
     assert names(given(tmp_path)) == (["here"], {"gone": "bad text"})
 
 
+def test_folders_that_are_linked_in(tmp_path):
+    """Each once: those that lie elsewhere, under the name of the link; and none through a link that leads back."""
+    tree, elsewhere = tmp_path / "tree", tmp_path / "elsewhere"
+    for folder in (tree / "real", tree / ".hidden", elsewhere / "below"):
+        folder.mkdir(parents=True)
+        (folder / "a.txt").write_text("one")
+    (tree / "real" / "linked").symlink_to(elsewhere)
+    (tree / "shown").symlink_to(".hidden")
+    for name, target in (("again", "real"), ("up", ".."), ("itself", "."), ("twice", "real/linked/below")):
+        (tree / name).symlink_to(target)
+    (elsewhere / "back").symlink_to(tree)
+    (elsewhere / "round").symlink_to(elsewhere)
+    expected = ["real/a", "shown/a", "twice/a"]
+    assert names(given(tree)) == (expected, {})
+    source = open_source(str(tree), Columns())
+    before = source.state()
+    (elsewhere / "below" / "b.txt").write_text("two")
+    assert source.state() != before and names(given(tree))[0] == [*expected, "twice/b"]
+
+
+def test_linked_folders_of_files(tmp_path):
+    tree, elsewhere = tmp_path / "tree", tmp_path / "elsewhere"
+    for folder in (tree / "real", elsewhere):
+        folder.mkdir(parents=True)
+        as_lines(folder / "rows.jsonl", [{"text": folder.name}])
+    for name, target in (("again", "real"), ("up", ".."), ("itself", "."), ("linked", elsewhere)):
+        (tree / name).symlink_to(target)
+    as_lines(tmp_path / "beside.jsonl", [{"text": "not meant"}])
+    assert [text for item in given(tree) for text in item.texts] == ["elsewhere", "real"]
+
+
+def test_links_that_lead_nowhere_are_counted(tmp_path):
+    (tmp_path / "here.txt").write_text("one")
+    for name in ("folder", "84-1.trans.txt", "round"):
+        (tmp_path / name).symlink_to(name if name == "round" else tmp_path / "nowhere")
+    used, told = names(given(tmp_path))
+    assert used == ["here"] and told == dict.fromkeys(("folder", "84-1.trans.txt", "round"), "dead link")
+
+
 def test_a_hidden_folder_is_no_split(tmp_path):
     (tmp_path / ".test").mkdir()
     (tmp_path / "a.txt").write_text("one")

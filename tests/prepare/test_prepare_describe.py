@@ -109,4 +109,4 @@ def test_an_edited_manifest_is_named(folder_set, tmp_path, capsys, change):
     values = json.loads((tmp_path / "data" / "manifest.json").read_text())
     (tmp_path / "data" / "manifest.json").write_text(json.dumps(values | change))
     code, _, err = inspect(capsys, "data", tmp_path / "data", "--record", 0)
-    assert code == 1 and "not a data set manifest" in err and err.count("\n") == 1
+    assert code == 1 and "no data set manifest" in err and err.count("\n") == 1

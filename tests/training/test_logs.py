@@ -76,3 +76,13 @@ def test_what_a_crash_of_the_machine_tears_is_dropped_and_no_more(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(f"{lines[0]}\n{torn}\n{lines[3]}\n".encode() + b"\x00\xff\x00")
     MetricsLog(tmp_path, 4).close()
     assert (tmp_path / "metrics.jsonl").read_text() == f"{lines[0]}\n{lines[3]}\n"
+
+
+@pytest.mark.parametrize(
+    "line", ["3", "[]", "{}", '{"step": "2", "kind": "train"}', '{"step": 2, "kind": 5}', "[" * 9999]
+)
+def test_a_line_that_somebody_has_edited_is_dropped(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "kind": "train"}}\n{line}\n{{"step": 3, "kind": "train"}}\n')
+    log = MetricsLog(tmp_path, 2)
+    assert [line["step"] for line in log.dropped] == [3]
+    assert [line["step"] for line in read_log(log.file)] == [1]

@@ -163,20 +163,11 @@ def test_what_does_not_fit_is_one_line_before_the_first_step(run, tmp_path, chan
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-CONFIG_FILE = """
-import pathlib
-from tests.training import small_run
-def get_config(arg):
-    run = small_run.config(pathlib.Path(arg), train__steps=100000, train__log_every=1, loss__perceptual_weight=0.0)
-    return run.to_dict()
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_ends_with_one_line(data_path, tmp_path, compilation_cache, number):
-    (tmp_path / "config.py").write_text(CONFIG_FILE)
     command = [sys.executable, "-u", "-m", "aromni_jax.cli.main", "train"]
-    command += ["--config", f"{tmp_path / 'config.py'}:{data_path}", "--run-dir", str(tmp_path / "run")]
+    command += ["--config", "tests/training/small_config.py", "--run-dir", str(tmp_path / "run"), "--set"]
+    command += [f"data.path={data_path}", "train.steps=100000", "train.checkpoint_every=1000"]
     root = pathlib.Path(__file__).parents[2]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": compilation_cache}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
