@@ -143,7 +143,7 @@ def sums(jaxpr):
 
 @pytest.mark.parametrize("tile", [0, 16])
 def test_no_sum_over_tokens_in_half_precision(run, tile):
-    """It would lose most of what is added. Products are not looked at: they keep their sums in float32 by themselves."""
+    """It would lose most of what is added. Products are left out: they keep their sums in float32 by themselves."""
     half = small_run.changed(run, model__compute_dtype="bfloat16", model__logits_tile=tile, model__remat="full")
     runner = Runner(half)
     state = abstract_state(half, small_run.VOCABULARY, runner.optimizer, runner.mesh)
