@@ -19,19 +19,21 @@ import jax
 
 from aromni_jax import store
 from aromni_jax.compile import Trial, compile_training, target, training_markdown
+from aromni_jax.compile.report import flags_note
 from aromni_jax.config import MeshConfig, Remat
 from aromni_jax.model import PRESETS
 from aromni_jax.vocabulary import JointVocabulary
 
 # MaxText (source of 2026-08-22, jax 0.10.2, libtpu 0.0.42.1), Llama-2-7B's shape with a vocabulary of 65,536, full
-# remat, flash attention, pure FSDP, S = 4096, no perceptual loss; compiled on 2026-11-20 on the same kind of machine.
+# remat, flash attention, pure FSDP, S = 4096, no perceptual loss; compiled on 2026-11-20 on the same kind of machine,
+# without compiler flags, as the cases here are that are not `launched`.
 # Topology, rows per chip -> temporaries and peak in GiB, TFLOP of matmuls, seconds as here. No QK-norm in it.
 _FIELDS = ("temporaries_gib", "peak_gib", "matmuls_tflop", "step_s")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A line of the table; `maxtext` has the figures of _FIELDS."""
+    """A line of the table; `maxtext` has the figures of _FIELDS, `launched` is with the flags of the launch scripts."""
 
     topology: str
     rows: int
@@ -40,11 +42,12 @@ class Case:
     length: int = 4096
     remat: Remat = "full"
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    launched: bool = False
 
     @property
     def key(self) -> list[Any]:
         """What the file knows it by."""
-        return [self.topology, self.model, self.rows, self.length, self.remat]
+        return [self.topology, self.model, self.rows, self.length, self.remat, self.launched]
 
 
 CASES = [
@@ -56,6 +59,9 @@ CASES = [
     Case("v6e:16x16", 4, remat="qkv"),
     Case("v5p:4x4x8", 4, model="chameleon-34b"),
     Case("v5p:4x4x8", 1, length=32_768, mesh=MeshConfig(context=8)),
+    Case("v5e:16x16", 1, launched=True),
+    Case("v5p:4x4x8", 8, launched=True),
+    Case("v6e:16x16", 4, launched=True),
 ]
 
 
@@ -71,7 +77,8 @@ def main() -> None:
         trial = Trial(case.rows, case.remat, case.mesh)
         model = PRESETS[case.model]
         model = dataclasses.replace(model, max_positions=max(case.length, model.max_positions))
-        row = compile_training(target(case.topology), model, JointVocabulary.aromni(), trial, length=case.length)
+        where = target(case.topology, launched=case.launched)
+        row = compile_training(where, model, JointVocabulary.aromni(), trial, length=case.length)
         row |= {"case": case.key, "model": case.model, "date": datetime.date.today().isoformat()}
         if case.maxtext:
             row["maxtext"] = dict(zip(_FIELDS, case.maxtext, strict=True))
@@ -101,7 +108,32 @@ def _table(rows: list[dict[str, Any]], versions: dict[str, str]) -> str:
             f"| {theirs['step_s']:.2f} | {row['step_s']:.2f} |"
         )
     made_with = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return "\n".join([*lines, "", training_markdown(rows), f"{rows[-1]['date']}; {made_with}.", ""])
+    plain, launched = ([row for row in rows if row["case"][-1] == flags] for flags in (False, True))
+    lines += ["", training_markdown(plain), *_with_flags(plain, launched)]
+    return "\n".join([*lines, f"{rows[-1]['date']}; {made_with}.", ""])
+
+
+def _with_flags(plain: list[dict[str, Any]], launched: list[dict[str, Any]]) -> list[str]:
+    """What the launch scripts' flags change, beside the same case without any."""
+    lines = [
+        "## With the flags of the launch scripts",
+        "",
+        "| topology, rows per chip | peak (GiB): without | with flags | temporaries: without | with "
+        "| matmuls (TFLOP): without | with | collectives (GB): without | with | step (s): without | with |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in launched:
+        other = next(other for other in plain if other["case"][:-1] == row["case"][:-1])
+        pairs = zip(_figures(other), _figures(row), strict=True)
+        cells = " | ".join(f"{without} | {flagged}" for without, flagged in pairs)
+        lines.append(f"| {row['topology']}, {row['rows']} | {cells} |")
+    return [*lines, "", flags_note(launched), ""]
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    peak, temporaries = (f"{row[name] / 2**30:.2f}" for name in ("peak", "temporaries"))
+    matmuls, sent = row["flops"]["matmuls"] / 1e12, row["collective_bytes"] / 1e9
+    return [peak, temporaries, f"{matmuls:.0f}", f"{sent:.2f}", f"{row['step_s']:.2f}"]
 
 
 if __name__ == "__main__":

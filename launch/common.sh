@@ -115,13 +115,13 @@ tpu_generation() { # accelerator type or generation -> generation, as tpu_flags.
     v5e | v5litepod-*) echo v5e ;;
     v5p | v5p-*) echo v5p ;;
     v6e | v6e-*) echo v6e ;;
-    *) die "TPU $1 is not known here: use v5e (v5litepod-N), v5p or v6e, or add it to launch/tpu_flags.txt" ;;
+    *) die "TPU $1 is not known here: use v5e (v5litepod-N), v5p or v6e, or add it to aromni_jax/compile/tpu_flags.txt" ;;
   esac
 }
 
 tpu_flags() { # LIBTPU_INIT_ARGS of a generation, on one line
   awk -v generation="$1" '$1 ~ "(^|,)" generation "(,|$)" { printf "%s%s", sep, $2; sep = " " }' \
-    "$ROOT/launch/tpu_flags.txt"
+    "$ROOT/aromni_jax/compile/tpu_flags.txt"
 }
 
 newest_step() { # of the checkpoints in the run folder; nothing if there is none

@@ -2,7 +2,7 @@
 # Train on this machine. The other scripts start this one on every host, so it also restarts what fails and keeps the logs.
 #   --processes N      N processes, as if they were hosts (1)
 #   --distributed      this is one host of several (TPU pod, GKE, SLURM); JAX finds the others
-#   --tpu GENERATION   compiler flags for v5e, v5p or v6e (tpu_flags.txt); your own LIBTPU_INIT_ARGS come after them
+#   --tpu GENERATION   compiler flags for v5e, v5p or v6e (aromni_jax/compile/tpu_flags.txt); your own LIBTPU_INIT_ARGS come after them
 #   --log-dir DIR      logs of every process (RUN_DIR/logs)
 
 set -euo pipefail

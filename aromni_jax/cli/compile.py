@@ -104,7 +104,7 @@ def _decode(args: argparse.Namespace, config: Any) -> tuple[list[dict[str, Any]]
         raise UserError(f"a prompt of {args.prompt} tokens does not fit a cache of {length} slots")
     rows = []
     for name in args.topology:
-        where = target(name)
+        where = target(name, launched=True)
         for cache_dtype in args.cache_dtype:
             shape = Shape(batch[0], length, args.prompt, args.steps, cache_dtype)
             mesh = MeshConfig(fsdp=args.fsdp, tensor=-1)
@@ -126,7 +126,7 @@ def _train(args: argparse.Namespace, config: Any) -> tuple[list[dict[str, Any]],
     meshes = [_mesh(text) for text in args.mesh or tried["mesh"]]
     rows = []
     for name in args.topology:
-        where = target(name)
+        where = target(name, launched=True)
 
         def compiled(trial: Trial, where: Any = where) -> dict[str, Any]:
             return compile_training(where, config, JointVocabulary.aromni(), trial, args.length or 4096)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.resources
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +43,9 @@ CHIPS = {
 }
 
 
+FLAGS = importlib.resources.files("aromni_jax.compile") / "tpu_flags.txt"
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """What to compile for.
@@ -50,15 +54,39 @@ class Target:
       name: of the topology, as "v5e:2x4".
       chip: one of its chips.
       devices: descriptions of them; there is nothing behind.
+      options: flags for the compiler, name without dashes -> value.
+      flags: what it is compiled with in all, as LIBTPU_INIT_ARGS would have it.
     """
 
     name: str
     chip: Chip
     devices: Sequence[Any]
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+    def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        """The program for this target.
+
+        Raises:
+          UserError: the compiler does not know one of the flags of FLAGS, or its value.
+          jax.errors.JaxRuntimeError: what the compiler says otherwise, as that it does not fit.
+        """
+        try:
+            return lowered.compile(compiler_options=dict(self.options))
+        except jax.errors.JaxRuntimeError as error:
+            found = re.search(r"(No such compile option|Failed to parse|While setting option)\b.*", str(error))
+            if found is None:
+                raise
+            words = found.group().rstrip(".")
+            raise UserError(f"{FLAGS}: the compiler says: {words}; mend or remove that line") from error
 
 
-def target(name: str) -> Target:
+def target(name: str, *, launched: bool) -> Target:
     """The topology called `name`: the generation, then chips along each axis.
+
+    Args:
+      launched: compile with the flags that the launch scripts set, but for those that LIBTPU_INIT_ARGS has, which
+        libtpu reads by itself.
 
     Raises:
       UserError: libtpu, which has the compiler, is not installed; no such generation or topology.
@@ -78,7 +106,17 @@ def target(name: str) -> Target:
         devices = topologies.get_topology_desc(name, platform="tpu").devices
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         raise UserError(f"topology {name!r}: {str(error).splitlines()[0]}") from error
-    return Target(name, CHIPS[generation], devices)
+    own = os.environ.get("LIBTPU_INIT_ARGS", "").split()
+    given = {flag.split("=")[0] for flag in own}
+    flags = [flag for flag in launch_flags(generation) if flag.split("=")[0] not in given] if launched else []
+    options = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    return Target(name, CHIPS[generation], devices, options, (*flags, *own))
+
+
+def launch_flags(generation: str) -> list[str]:
+    """Flags of a generation, "--name=value", in the order of FLAGS."""
+    lines = [line.split(None, 2) for line in FLAGS.read_text().splitlines() if line and not line.startswith("#")]
+    return [flag for generations, flag, _ in lines if generation in generations.split(",")]
 
 
 def needed_gib(words: str) -> float | None:

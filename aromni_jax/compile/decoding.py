@@ -55,6 +55,7 @@ def compile_decoding(
     params, cache, others = _arguments(config, vocabulary, devices, shape)
     figures: dict[str, Any] = {
         "topology": target.name,
+        "flags": list(target.flags),
         "chips": len(target.devices),
         "mesh": dict(devices.shape),
         **dataclasses.asdict(shape),
@@ -99,7 +100,7 @@ def _compiled(lowered: jax.stages.Lowered, target: Target, trips: int) -> tuple[
     """Memory per chip in bytes, whether it fits, seconds of compilation; and the program, None if it does not fit."""
     started = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = target.compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -35,7 +35,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         if "bytes_per_step" in row.get("decode", {}):
             lines.append(f"{_what(row)} | {_step(row)} |")
-    return "\n".join([*lines, "", _NOTES, ""])
+    return "\n".join([*lines, "", _NOTES, flags_note(rows), ""])
 
 
 def _what(row: Mapping[str, Any]) -> str:
@@ -45,6 +45,17 @@ def _what(row: Mapping[str, Any]) -> str:
 
 def _named(row: Mapping[str, Any], program: str) -> str:
     return f"prefill of {row['prompt']}" if program == "prefill" else f"{row['steps']} steps"
+
+
+def flags_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The flags that the compiler had for each topology, in a sentence for all that had the same."""
+    topologies: dict[str, list[str]] = {}
+    for row in rows:
+        names = topologies.setdefault(" ".join(row["flags"]), [])
+        names += [row["topology"]] if row["topology"] not in names else []
+    return "\n".join(
+        f"Compiler flags for {', '.join(names)}: {flags or 'none'}." for flags, names in topologies.items()
+    )
 
 
 def memory_cells(figures: Mapping[str, Any]) -> str:

@@ -66,6 +66,7 @@ def compile_training(
     config = RunConfig(model=model, data=DataConfig(sequence_length=length, batch_size=trial.rows * chips))
     row: dict[str, Any] = {
         "topology": target.name,
+        "flags": list(target.flags),
         "chips": chips,
         "mesh": dict(mesh.shape),
         "rows": trial.rows,
@@ -84,7 +85,7 @@ def compile_training(
     state = abstract_state(config, vocabulary, optimizer, mesh)
     lowered = lower_step(config, vocabulary, optimizer, state, mesh, codebook_kc)
     try:
-        compiled = lowered.compile()
+        compiled = target.compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aromni_jax.compile.report import memory_cells
+from aromni_jax.compile.report import flags_note, memory_cells
 
 _NOTES = """\
 Everything per chip and step; nothing here was measured on a TPU. Peak: the compiler's, of temporaries in use at one
@@ -37,6 +37,7 @@ def training_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             *(f"{_what(row)} | {_work(row)} |" for row in fitting),
             "",
             _NOTES,
+            flags_note(rows),
             "",
         ]
     )

@@ -74,9 +74,8 @@ def forward(
     if positions_bs is None:
         rows_bs = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1])[None], tokens_bs.shape)
         positions_bs = rows_bs if cache is None else cache.next_positions(fed_bs)
-    # Whole along d before the lookup: a table split over fsdp in d would meet rows split over fsdp in b.
-    table_vd = shard(params["embedder"]["embedding"].astype(config.compute_dtype), "vocab", None)
-    x_bsd = shard(embed(table_vd, tokens_bs), "batch", "seq", None)
+    x_bsd = embed(params["embedder"]["embedding"], tokens_bs, config.compute_dtype)
+    x_bsd = shard(x_bsd, "batch", "seq", None)
     if cache is None:
         x_bsd = _row_layers(params["layers"], config, x_bsd, positions_bs, segment_ids_bs, shard)
     else:

@@ -11,7 +11,31 @@ def rms_norm(x_bsd: jax.Array, scale_d: jax.Array, eps: float) -> jax.Array:
     x32 = x_bsd.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     normed = (x32 * inverse).astype(x_bsd.dtype)
-    return normed * jnp.expand_dims(scale_d.astype(x_bsd.dtype), range(x_bsd.ndim - 1))
+    return _scaled(normed, scale_d)
+
+
+@jax.custom_vjp
+def _scaled(x_bsd: jax.Array, scale_d: jax.Array) -> jax.Array:
+    """Their product in the dtype of x; the gradient of the scale is added up over all tokens in float32."""
+    return x_bsd * _along_last(scale_d.astype(x_bsd.dtype), x_bsd.ndim)
+
+
+def _scaled_forward(x_bsd: jax.Array, scale_d: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _scaled(x_bsd, scale_d), (x_bsd, scale_d)
+
+
+def _scaled_backward(residuals: tuple[jax.Array, jax.Array], dy_bsd: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_bsd, scale_d = residuals
+    products = dy_bsd.astype(jnp.float32) * x_bsd.astype(jnp.float32)
+    d_scale_d = jnp.sum(products, axis=range(x_bsd.ndim - 1)).astype(scale_d.dtype)
+    return dy_bsd * _along_last(scale_d.astype(dy_bsd.dtype), dy_bsd.ndim), d_scale_d
+
+
+_scaled.defvjp(_scaled_forward, _scaled_backward)
+
+
+def _along_last(vector_d: jax.Array, dimensions: int) -> jax.Array:
+    return jnp.expand_dims(vector_d, range(dimensions - 1))
 
 
 def head_layer_norm(x: jax.Array, scale_ge: jax.Array, bias_ge: jax.Array, eps: float, form: str = "bshe") -> jax.Array:

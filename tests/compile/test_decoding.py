@@ -44,8 +44,8 @@ def test_both_programs_of_the_engine():
 
 def test_a_program_that_the_compiler_refuses():
     row = {
-        "topology": "v5e:2x4", "mesh": {"tensor": 8}, "batch": 8, "length": 9, "prompt": 5, "cache_dtype": "int8",
-        "prefill": {"fits": False, "needed_gib": 17.5},
+        "topology": "v5e:2x4", "flags": [], "mesh": {"tensor": 8}, "batch": 8, "length": 9, "prompt": 5,
+        "cache_dtype": "int8", "prefill": {"fits": False, "needed_gib": 17.5},
     }  # fmt: skip
     assert "| v5e:2x4, tensor=8 | 8, 9, int8 | prefill of 5 | | | | 17.50 | no |" in markdown([row])
 
@@ -59,7 +59,7 @@ def test_a_program_that_the_compiler_refuses():
     ],
 )
 def test_what_the_compiler_says_of_a_program_that_does_not_fit(words, gib):
-    def refuse():
+    def refuse(compiler_options):
         raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {words}")
 
     figures, program = _compiled(types.SimpleNamespace(compile=refuse), on_cpus(1e9), trips=1)
@@ -99,6 +99,7 @@ def test_a_real_topology(tmp_path, capsys):
     words = ["--layers", "2", "--topology", "v5e:2x4", "--cache-dtype", "int8", "--out", str(tmp_path / "out.json")]
     assert main(["compile", "--mode", "decode", *words]) == 0
     (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert "--xla_enable_async_all_gather=true" in row["flags"]
     assert row["chips"] == 8 and row["mesh"]["tensor"] == 8 and row["decode"]["fits"]
     assert row["decode"]["bytes_per_step"] > 0 and row["decode"]["step_ms_by_compiler"] > 0
     assert "| v5e:2x4, tensor=8 | 8, 2048, int8 | 32 steps |" in capsys.readouterr().out

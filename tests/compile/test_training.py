@@ -49,7 +49,8 @@ def test_a_step():
 
 
 def test_a_program_that_the_compiler_refuses():
-    row = {"topology": "v5e:16x16", "mesh": {"fsdp": 256}, "rows": 9, "length": 5, "remat": "dots", "fits": False}
+    row = {"topology": "v5e:16x16", "flags": [], "mesh": {"fsdp": 256}, "rows": 9, "length": 5, "remat": "dots"}
+    row |= {"fits": False}
     assert "| v5e:16x16, fsdp=256 | 9 x 5, dots | | | | 17.50 | no |" in training_markdown([row | {"needed_gib": 17.5}])
 
 

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
-from tests.launch.places import LAUNCH, ROOT, call
+from aromni_jax.compile.chips import launch_flags
+from tests.launch.places import ROOT, call
 
+FLAGS = ROOT / "aromni_jax" / "compile" / "tpu_flags.txt"
 GENERATIONS = {"v5e": "v5e:2x4", "v5p": "v5:2x2x2", "v6e": "v6e:2x4"}
 COMPILE = """
 import sys
@@ -25,7 +27,7 @@ print("compiled", jax.jit(lambda a, b: jnp.tanh(a @ b), out_shardings=rows).lowe
 
 
 def table():
-    lines = (LAUNCH / "tpu_flags.txt").read_text().splitlines()
+    lines = FLAGS.read_text().splitlines()
     return [line.split(None, 2) for line in lines if line and not line.startswith("#")]
 
 
@@ -45,7 +47,7 @@ def test_every_flag_has_a_generation_a_value_and_a_reason():
 def test_a_generation_gets_its_flags_once_and_no_others(generation):
     expected = [flag for generations, flag, _ in table() if generation in generations.split(",")]
     found = flags(generation)
-    assert found == expected and found
+    assert found == expected == launch_flags(generation) and found
     assert len({flag.split("=")[0] for flag in found}) == len(found)
 
 

@@ -63,7 +63,7 @@ def test_sums_are_sent_in_the_dtype_that_was_asked_for_but_on_cpus():
 def test_no_sum_in_half_precision_is_sent_between_cpus():
     """The embedding's gradient is one: XLA ends the process that compiles it."""
     table_vd, tokens_bs = jnp.ones((6, 16), jnp.bfloat16), jnp.arange(8, dtype=jnp.int32)[:, None] % 3
-    gradient = jax.grad(lambda table_vd: embed(table_vd, tokens_bs).astype(jnp.float32).sum())
+    gradient = jax.grad(lambda table_vd: embed(table_vd, tokens_bs, table_vd.dtype).astype(jnp.float32).sum())
     with jax.set_mesh(make_mesh(MeshConfig(fsdp=4, replica=2))):
         sent = [line for line in str(jax.make_jaxpr(gradient)(table_vd)).splitlines() if "reduce_scatter[" in line]
         assert sent and not any("bf16" in line for line in sent), sent

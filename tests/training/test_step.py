@@ -132,6 +132,28 @@ def test_eight_devices_equal_one(run, reference):
     np.testing.assert_allclose(metrics.tasks, reference[1].tasks, rtol=1e-4)
 
 
+def sums(jaxpr):
+    """(what, dtype of what is added) of every sum and scattered addition of a program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("reduce_sum", "cumsum", "scatter-add"):
+            yield equation.primitive.name, equation.invars[-1].aval.dtype.name
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from sums(inner)
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+def test_no_sum_over_tokens_in_half_precision(run, tile):
+    """It would lose most of what is added. Products are left out: they keep their sums in float32 by themselves."""
+    half = small_run.changed(run, model__compute_dtype="bfloat16", model__logits_tile=tile, model__remat="full")
+    runner = Runner(half)
+    state = abstract_state(half, small_run.VOCABULARY, runner.optimizer, runner.mesh)
+    with jax.set_mesh(runner.mesh):
+        program = jax.make_jaxpr(runner.step)(state, small_run.batch(half), small_run.CODEBOOK)
+    found = set(sums(program.jaxpr))
+    assert {("reduce_sum", "float32"), ("scatter-add", "float32")} <= found and "bf16" in str(program)
+    assert not [name for name, dtype in found if dtype == "bfloat16"]
+
+
 def test_a_wrong_batch_is_noticed(run, reference):
     """The comparisons above can fail: one token's weight changes the parameters beyond their tolerance."""
 
