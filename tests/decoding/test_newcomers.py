@@ -1,9 +1,7 @@
 """Turns of dialogs through a queue: what the running batch holds of a prompt is not read again."""
 
 import dataclasses
-import types
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,8 +14,8 @@ from aromni_jax.decoding import loop as loop_module
 from aromni_jax.decoding import pool as pool_module
 from aromni_jax.decoding.newcomers import meet, next_group
 from aromni_jax.decoding.session import SMALLEST_PROMPT
-from aromni_jax.model import init_params
 from aromni_jax.vocabulary import JointVocabulary
+from tests.decoding.clear_model import clear_model
 
 V = JointVocabulary.compact(text_pieces=64, image_codes=6, image_tokens=3, speech_codes=7)
 CONFIG = ModelConfig(
@@ -29,12 +27,7 @@ SAMPLED = dict.fromkeys(State, Policy(temperature=1.3, top_p=0.95, repetition_pe
 
 @pytest.fixture(scope="module")
 def model():
-    params = init_params(CONFIG, jax.random.PRNGKey(3))
-    # A wide head makes choices clear, so that rounding never decides one.
-    kernel = params["head"]["kernel"] * 30.0
-    # Answers end early at times, but not at once.
-    params["head"]["kernel"] = kernel.at[:, np.array([V.eos, V.eom])].multiply(0.6)
-    return types.SimpleNamespace(params=params, config=CONFIG, vocabulary=V)
+    return clear_model(CONFIG, V, seed=3)
 
 
 @pytest.fixture(scope="module")

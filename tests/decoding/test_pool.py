@@ -25,8 +25,9 @@ from aromni_jax.decoding import pool as pool_module
 from aromni_jax.decoding.seats import Seats
 from aromni_jax.decoding.session import power_of_two
 from aromni_jax.errors import UserError
-from aromni_jax.model import KVCache, init_params, split_layers
+from aromni_jax.model import KVCache, split_layers
 from aromni_jax.vocabulary import JointVocabulary
+from tests.decoding.clear_model import clear_model
 
 V = JointVocabulary.compact(text_pieces=64, image_codes=6, image_tokens=4, speech_codes=7)
 CONFIG = ModelConfig(
@@ -39,12 +40,7 @@ PROGRAMS = ("prefill", "decode", "join", "repack", "grow", "vacant", "empty")
 
 @pytest.fixture(scope="module")
 def model():
-    params = init_params(CONFIG, jax.random.PRNGKey(5))
-    # A wide head makes choices clear, so that rounding never decides one.
-    kernel = params["head"]["kernel"] * 30.0
-    # Answers end early at times, but not at once.
-    params["head"]["kernel"] = kernel.at[:, np.array([V.eos, V.eom])].multiply(0.6)
-    return types.SimpleNamespace(params=params, config=CONFIG, vocabulary=V)
+    return clear_model(CONFIG, V, seed=5)
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from aromni_jax.decoding import pool as pool_module
 from aromni_jax.decoding.guidance import Reads, follow
 from aromni_jax.decoding.session import match
 from aromni_jax.errors import UserError
-from aromni_jax.model import init_params
 from aromni_jax.vocabulary import JointVocabulary
+from tests.decoding.clear_model import clear_model
 
 V = JointVocabulary.compact(text_pieces=64, image_codes=6, image_tokens=3, speech_codes=7)
 CONFIG = ModelConfig(
@@ -29,12 +29,7 @@ SAMPLED = dict.fromkeys(State, Policy(temperature=1.3, top_p=0.95, repetition_pe
 
 @pytest.fixture(scope="module")
 def model():
-    params = init_params(CONFIG, jax.random.PRNGKey(3))
-    # A wide head makes choices clear, so that rounding never decides one.
-    kernel = params["head"]["kernel"] * 30.0
-    # Answers end early at times, but not at once.
-    params["head"]["kernel"] = kernel.at[:, np.array([V.eos, V.eom])].multiply(0.6)
-    return types.SimpleNamespace(params=params, config=CONFIG, vocabulary=V)
+    return clear_model(CONFIG, V, seed=3)
 
 
 @pytest.fixture(scope="module")
