@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from aromni_jax.parallel import sum_over_rows
+from aromni_jax.parallel import scan, sum_over_rows
 
 
 class CrossEntropy(NamedTuple):
@@ -62,7 +62,7 @@ def _forward(
             scores_bsv = jnp.where((jnp.arange(tile) + start >= first)[None, None], scores_bsv, -jnp.inf)
             return _fold(running, scores_bsv, targets_bs, start), None
 
-        running, _ = jax.lax.scan(step, running, jnp.arange(-(-vocab // tile)))
+        running, _ = scan(step, running, jnp.arange(-(-vocab // tile)))
     log_z_bs = running.maximum_bs + jnp.log(running.sum_bs)
     correct_bs = (running.target_bs >= running.maximum_bs).astype(jnp.float32)
     result = CrossEntropy(log_z_bs - running.target_bs, log_z_bs, correct_bs)
@@ -102,7 +102,7 @@ def _backward(tile: int, residuals: tuple[jax.Array, ...], cotangent: CrossEntro
             return (d_hidden_bsd + new_bsd, d_head_dv), None
 
         zeros = (jnp.zeros(hidden_bsd.shape, jnp.float32), jnp.zeros(head_dv.shape, jnp.float32))
-        (d_hidden_bsd, d_head_dv), _ = jax.lax.scan(step, zeros, jnp.arange(-(-vocab // tile)))
+        (d_hidden_bsd, d_head_dv), _ = scan(step, zeros, jnp.arange(-(-vocab // tile)))
     no_gradient = jnp.zeros(targets_bs.shape, jax.dtypes.float0)
     return d_hidden_bsd.astype(hidden_bsd.dtype), d_head_dv.astype(head_dv.dtype), no_gradient
 

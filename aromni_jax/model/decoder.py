@@ -105,9 +105,10 @@ def _row_layers(
     def step(x_bsd: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         return block(layer, config, checkpoint_name(x_bsd, _INPUT), angles, attend, shard, form), None
 
+    looped = config.scan_layers and parallel.loops_keep_order()
     if config.remat != "none":
-        step = jax.checkpoint(step, policy=_REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
-    x_bsd, _ = jax.lax.scan(step, x_bsd, layers, unroll=1 if config.scan_layers else config.layers)
+        step = jax.checkpoint(step, policy=_REMAT_POLICIES[config.remat], prevent_cse=not looped)
+    x_bsd, _ = jax.lax.scan(step, x_bsd, layers, unroll=1 if looped else config.layers)
     return x_bsd
 
 

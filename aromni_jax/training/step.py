@@ -14,7 +14,7 @@ from aromni_jax.config import RunConfig
 from aromni_jax.data import Batch
 from aromni_jax.losses import image_span_mask, next_token_denominator, perceptual, weighted_next_token
 from aromni_jax.model import Params, flatten, forward, nest, trained
-from aromni_jax.parallel import shard
+from aromni_jax.parallel import scan, shard
 from aromni_jax.training.metrics import Metrics, group_sums
 from aromni_jax.training.state import TrainState
 from aromni_jax.vocabulary import TASKS, JointVocabulary, Modality, task_id
@@ -173,7 +173,7 @@ def _moved(state: TrainState, params: Params, most: float) -> Params:
 def _accumulate(
     objective: Objective, gradient: Callable, own: Params, batch: Batch, codebook_kc: jax.Array | None
 ) -> tuple[tuple[jax.Array, Metrics], Params]:
-    """Sum of the micro-batches' gradients (float32) of what is trained, losses and metrics, by `lax.scan`."""
+    """Sum of the micro-batches' gradients (float32) of what is trained, losses and metrics, in a loop."""
     count = objective.config.train.accumulate_steps
     by_micro_batch = objective.config.loss.normalise == "micro_batch"
     totals = objective.denominators(batch, objective.images(batch))
@@ -189,7 +189,7 @@ def _accumulate(
     micro_batches = jax.tree.map(lambda x_bs: _split_rows(x_bs, count), batch)
     shapes = jax.eval_shape(gradient, own, batch, batch.tokens > 0, totals, codebook_kc)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
-    result, _ = jax.lax.scan(step, zeros, micro_batches)
+    result, _ = scan(step, zeros, micro_batches)
     return result
 
 
