@@ -84,8 +84,15 @@ def test_a_tree_deeper_than_python_calls_itself(tmp_path, monkeypatch):
     for _ in range(1100):
         os.mkdir("d")
         os.chdir("d")
-    pathlib.Path("a.txt").write_text("one")
-    assert names(given(tmp_path)) == (["d/" * 1100 + "a"], {})
+    file = pathlib.Path("a.txt")
+    file.write_text("one")
+    try:
+        assert names(given(tmp_path)) == (["d/" * 1100 + "a"], {})
+    finally:  # pytest could not remove it
+        file.unlink()
+        for _ in range(1100):
+            os.chdir("..")
+            os.rmdir("d")
 
 
 def test_links_that_lead_nowhere_are_counted(tmp_path):
