@@ -107,16 +107,20 @@ def target(name: str, *, launched: bool) -> Target:
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         raise UserError(f"topology {name!r}: {str(error).splitlines()[0]}") from error
     own = os.environ.get("LIBTPU_INIT_ARGS", "").split()
-    given = {flag.split("=")[0] for flag in own}
-    flags = [flag for flag in launch_flags(generation) if flag.split("=")[0] not in given] if launched else []
-    options = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    given = {_name(flag) for flag in own}
+    flags = [flag for flag in launch_flags(generation) if _name(flag) not in given] if launched else []
+    options = {_name(flag): flag.partition("=")[2] for flag in flags}
     return Target(name, CHIPS[generation], devices, options, (*flags, *own))
+
+
+def _name(flag: str) -> str:
+    return flag.lstrip("-").partition("=")[0]
 
 
 def launch_flags(generation: str) -> list[str]:
     """Flags of a generation, "--name=value", in the order of FLAGS."""
-    lines = [line.split(None, 2) for line in FLAGS.read_text().splitlines() if line and not line.startswith("#")]
-    return [flag for generations, flag, _ in lines if generation in generations.split(",")]
+    lines = (line.split() for line in FLAGS.read_bytes().decode(errors="replace").splitlines())
+    return [fields[1] for fields in lines if len(fields) > 1 and generation in fields[0].split(",")]
 
 
 def needed_gib(words: str) -> float | None:

@@ -121,7 +121,7 @@ def failing_alone() -> Iterator[None]:
             _ending.set()
             _exit_code.append(130 if isinstance(error, KeyboardInterrupt) else 1)
             state = distributed.global_state
-            reason = f"process {state.process_id} of {state.num_processes} failed: {error or type(error).__name__}"
+            reason = f"process {state.process_id} of {state.num_processes} failed: {str(error) or type(error).__name__}"
             told = ""
             try:
                 _client().key_value_set(_FAILED, reason)

@@ -16,6 +16,7 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import stat
@@ -164,16 +165,19 @@ def walk(
     folder that has come, or that the tree lies in, is not followed.
     """
     come = {_identity(parent) for parent in Path(folder).resolve().parents}
-    waiting = collections.deque([os.fspath(folder)])
-    while waiting:
-        for place, folders, names in os.walk(waiting.popleft(), onerror=onerror):
-            if (identity := _identity(place)) in come:
-                folders.clear()
-                continue
-            come.add(identity)
-            folders[:] = sorted(filter(_seen, folders))
-            yield place, folders, sorted(filter(_seen, names))
-            waiting += (path for path in (os.path.join(place, name) for name in folders) if os.path.islink(path))
+    linked = collections.deque([os.fspath(folder)])
+    while linked:
+        below = [linked.popleft()]
+        while below:  # a folder at a time: `os.walk` calls itself for each level, and a tree may have thousands
+            for place, folders, names in itertools.islice(os.walk(below.pop(), onerror=onerror), 1):
+                if (identity := _identity(place)) in come:
+                    continue
+                come.add(identity)
+                folders[:] = sorted(filter(_seen, folders))
+                yield place, folders, sorted(filter(_seen, names))
+                paths = [os.path.join(place, name) for name in folders]
+                linked += filter(os.path.islink, paths)
+                below += reversed([path for path in paths if not os.path.islink(path)])
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import types
 import jax
 import pytest
 
-from aromni_jax.compile import Target, target
+from aromni_jax.compile import Target, chips, target
 from aromni_jax.compile.chips import CHIPS, Chip, launch_flags, topologies
 from aromni_jax.compile.report import flags_note
 from aromni_jax.errors import UserError
@@ -40,6 +40,18 @@ def test_the_users_own_flags_win(pretended):
     assert made.flags == (*launch_flags("v6e")[:2], *own)
     assert VMEM[2:] not in made.options and len(made.options) == 2
     assert target("v6e:2x4", launched=False).flags == own
+
+
+def test_the_users_own_flag_may_have_one_dash(pretended):
+    pretended.setenv("LIBTPU_INIT_ARGS", f"{VMEM[1:]}=1024")
+    assert VMEM[2:] not in target("v6e:2x4", launched=True).options
+
+
+def test_lines_are_read_as_the_launch_scripts_read_them(monkeypatch, tmp_path):
+    text = "  # a line like this\n \n\nv5e\nv5e --a=1\n v4,v5e\t--b=2 why\nv5ex,v6e --c=3 not this\nv5e --d=4 w\xf6rd"
+    (tmp_path / "flags.txt").write_text(text, encoding="latin-1")
+    monkeypatch.setattr(chips, "FLAGS", tmp_path / "flags.txt")
+    assert launch_flags("v5e") == ["--a=1", "--b=2", "--d=4"]
 
 
 def test_a_flag_that_the_compiler_does_not_know():

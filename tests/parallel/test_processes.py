@@ -137,6 +137,20 @@ def test_who_loses_one_that_said_why_says_the_same(monkeypatch):
         raise jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
 
 
+def test_an_error_without_words_is_told_by_its_name(monkeypatch):
+    told = {}
+    state = types.SimpleNamespace(
+        process_id=1, num_processes=2, client=types.SimpleNamespace(key_value_set=told.__setitem__)
+    )
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.distributed, "global_state", state)
+    monkeypatch.setattr(processes, "_exit_code", [])
+    monkeypatch.setattr(processes, "_ending", threading.Event())
+    with pytest.raises(KeyboardInterrupt), processes.failing_alone():
+        raise KeyboardInterrupt
+    assert list(told.values()) == ["process 1 of 2 failed: KeyboardInterrupt"]
+
+
 def test_alone_there_is_nothing_to_wait_for(tmp_path):
     assert exchange("letter", "a") == ["a"]
     same_everywhere("run", {"a": 1})

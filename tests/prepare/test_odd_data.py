@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import pathlib
 import tarfile
 
 import numpy as np
@@ -75,6 +77,22 @@ def test_linked_folders_of_files(tmp_path):
         (tree / name).symlink_to(target)
     as_lines(tmp_path / "beside.jsonl", [{"text": "not meant"}])
     assert [text for item in given(tree) for text in item.texts] == ["elsewhere", "real"]
+
+
+def test_a_tree_deeper_than_python_calls_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1100):
+        os.mkdir("d")
+        os.chdir("d")
+    file = pathlib.Path("a.txt")
+    file.write_text("one")
+    try:
+        assert names(given(tmp_path)) == (["d/" * 1100 + "a"], {})
+    finally:  # pytest could not remove it
+        file.unlink()
+        for _ in range(1100):
+            os.chdir("..")
+            os.rmdir("d")
 
 
 def test_links_that_lead_nowhere_are_counted(tmp_path):

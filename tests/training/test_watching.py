@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from aromni_jax.cli.main import main
 from aromni_jax.errors import UserError
-from aromni_jax.training import read_log, train
+from aromni_jax.training import read_log, sampling, train
 from aromni_jax.training.boards import TensorBoard, WeightsAndBiases
 from aromni_jax.training.profile import Profile
 from aromni_jax.training.progress import Clock, Progress
@@ -66,6 +66,24 @@ def watched(data_path, tmp_path_factory):
     run = small_run.changed(run, model__layers=1, optimizer__decay="constant")
     train(run, folder, codebook_kc=small_run.CODEBOOK, sampler=sampler, profile=(3, 4), say=lines.append)
     return folder, lines, asked
+
+
+def test_one_of_several_processes_that_fails_alone_does_not_go_on(monkeypatch):
+    """The others are in the middle of decoding, and wait for it; its next step would meet them there."""
+    lines, met = [], []
+
+    def apart(name):
+        met.append((name, list(lines)))
+        raise UserError("process 0 of 2 did not come")
+
+    def sampler(params, step):
+        raise MemoryError("here alone")
+
+    monkeypatch.setattr(sampling, "exchange", apart)
+    log, progress = types.SimpleNamespace(show=None), types.SimpleNamespace(line=lines.append)
+    with pytest.raises(UserError, match="did not come"):
+        sampling.take_samples(sampler, {}, 4, log, progress)
+    assert met == [("samples", ["warning: step 4: no samples (MemoryError: here alone)"])]
 
 
 def test_samples_come_in_step_on_the_parameters_in_place_and_a_failure_is_one_line(watched):
