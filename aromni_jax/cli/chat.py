@@ -101,6 +101,7 @@ class _Chat:
         for place, turn in enumerate(turns):
             dialogs.setdefault(file_name(turn.dialog_id), []).append((place, turn))
         path = self.args.out / "batch_log.json"
+        write_json(path, [])  # a folder that cannot be written is told before anything is decoded
         try:
             self.assistant.converse((self._script(own, log) for own in dialogs.values()), self.options)
         finally:

@@ -105,9 +105,9 @@ class Engine:
         """Results in the order of the requests. Raises as `stream`."""
         order = list(range(len(requests)))
         if session is None:
+            self._check(requests)
             # The longest first, so that none of them is left to be decoded alone at the end.
             order.sort(key=lambda n: (-requests[n].max_new_tokens, -len(requests[n].prompt_tokens)))
-            self._check(requests)
         results: dict[int, Result] = {}
         for _, progress in self._decode([requests[n] for n in order], session):
             results |= {order[row.number]: row.result() for row, *_ in progress if row.finish}

@@ -273,6 +273,13 @@ def test_bad_dialog_files(files, tmp_path, capsys, text):
     assert str(tmp_path / "d.json") in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_any_turn(files, tmp_path, capsys):
+    (tmp_path / "d.json").write_text(json.dumps([{"text": "one"}]))
+    assert chat(files, tmp_path / "d.json" / "out", "--input", str(tmp_path / "d.json")) == 1
+    error = capsys.readouterr().err
+    assert "cannot write" in error and error.count("\n") == 1
+
+
 def test_the_terminal(files, tmp_path, capsys, monkeypatch):
     lines = iter(["two", f"/image {files / 'dots.png'}", "", "/speech none.wav", "/what", "/reset", "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))

@@ -332,11 +332,18 @@ def test_prompts_at_the_end_of_the_context(model):
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
-    [([], "at least one"), ([0, V.size], "ids outside"), ([0, -1], "ids outside"), ([0.5], "list of token ids")],
+    [
+        ([], "at least one"),
+        ([0, V.size], "ids outside"),
+        ([0, -1], "ids outside"),
+        ([0.5], "list of token ids"),
+        (None, "list of token ids"),
+    ],
 )
-def test_bad_prompts(model, tokens, message):
+@pytest.mark.parametrize("ask", ["stream", "generate"])
+def test_bad_prompts(model, ask, tokens, message):
     with pytest.raises(UserError, match=message):
-        list(Engine(model).stream([Request(prompt_tokens=tokens)]))
+        list(getattr(Engine(model), ask)([Request(prompt_tokens=tokens)]))
 
 
 @pytest.mark.parametrize(("name", "value"), [("chunk", 0), ("max_batch", -1), ("grammar", "strikt")])
