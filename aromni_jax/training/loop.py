@@ -171,8 +171,10 @@ def train(
             last = done == config.train.steps
             stopping = stop.requested(done) and not last  # a signal in the last step changes nothing: that is the end
             evaluating = last or (not stopping and done % config.train.eval_every == 0)
-            saving = stopping or last or done % config.train.checkpoint_every == 0
             sampling = sampler is not None and bool(every := config.train.sample_every) and (last or done % every == 0)
+            # Before the first samples, too: they are compiled for, and a signal may not leave the time for that.
+            first_samples = sampling and not (sampled or stopping)
+            saving = stopping or last or first_samples or done % config.train.checkpoint_every == 0
             if evaluating or saving or sampling:
                 monitor.observe(*pending)
                 pending = None
