@@ -106,9 +106,10 @@ def test_turns_through_a_queue_equal_turns_read_whole(engine, shapes):
         for turn in range(1, len(lengths)):
             usage = results[f"{name}{turn}"].usage
             assert usage.prompt_tokens == len(requests[f"{name}{turn}"].prompt_tokens)
-            # Read is what is new, the eom that may stand for an eos, and at most what fills a bucket.
-            new = lengths[turn] + 2
-            assert new - 1 <= usage.fed_tokens <= bucket(new, SMALLEST_PROMPT)
+            # Read is what is new, the eom that may stand for an eos, and at most what fills its part of the slots.
+            new, slots = lengths[turn] + 2, bucket(usage.prompt_tokens, SMALLEST_PROMPT)
+            part = min(part for part in (slots // 8, slots // 2, slots) if part >= new)
+            assert new - 1 <= usage.fed_tokens <= max(part, SMALLEST_PROMPT)
 
 
 def test_a_dialog_alone(engine):
@@ -179,6 +180,7 @@ def test_who_is_read_together_and_what_is_kept(held, drawn):
         length, keep = len(row.prompt), newcomer.keep
         assert newcomer.row is row and newcomer.slots == bucket(length, SMALLEST_PROMPT)
         assert length - keep <= newcomer.read and keep + newcomer.read <= newcomer.slots
+        assert newcomer.read in {max(newcomer.slots // part, SMALLEST_PROMPT) for part in (1, 2, 8)}
         if keep:
             assert held[newcomer.source][:keep] == row.prompt[:keep] and keep < length and not row.side
             assert keep >= SMALLEST_PROMPT

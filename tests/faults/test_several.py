@@ -63,7 +63,7 @@ def test_two_and_four_train_as_one(pair, data, tmp_path):
 
 
 def test_two_take_hundreds_of_steps(data, tmp_path):
-    """XLA's CPU runtime mixes up the order of collectives once in some hundred steps, if it can, and both stand still."""
+    """If XLA's CPU runtime may mix up collectives, it does so within some hundred steps, and both stand still."""
     finish(2, tmp_path / "run", data, "train.log_every=100")
 
 
