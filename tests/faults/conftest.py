@@ -31,10 +31,7 @@ def half(data, straight):
     """A run killed after 170 steps and more, with checkpoints of steps 100 and 150."""
     run = data.parent / "half"
     with runs.training(run, data) as killed:
-        killed.reach(170)
-        while (store.complete_steps(run) or [0])[-1] < 150:  # a save takes as long as it takes
-            assert killed.process.poll() is None
-        killed.kill()
+        killed.reach(170).saved(150).kill()
     assert store.complete_steps(run)[-1] < runs.STEPS, "it was too fast for us"
     return run
 

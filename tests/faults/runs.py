@@ -93,6 +93,13 @@ class Training:
         assert self.until(rf"^step {step}/"), self.end()
         return self
 
+    def saved(self, step):
+        """Wait for the checkpoint of this step, or a later one, to be whole: a save takes as long as it takes."""
+        while (store.complete_steps(self.run) or [0])[-1] < step:
+            assert self.process.poll() is None, self.end()
+            time.sleep(0.01)
+        return self
+
     def end(self, timeout=200):
         """Wait for its end; the exit code."""
         timer = time.monotonic()

@@ -145,7 +145,7 @@ def limited(training, file_bytes):
 def test_a_full_disk_at_a_checkpoint(straight, data, tmp_path, note):
     run = tmp_path / "run"
     with runs.training(run, data) as full:
-        limited(full.reach(60), 120_000)
+        limited(full.reach(60).saved(50), 120_000)
         assert full.end() == 1
     said, kept = full.last_error, store.complete_steps(run)
     assert f"could not be written (File too large); the one of step {kept[-1]} is intact" in said
