@@ -2,7 +2,8 @@
 # Train on this machine. The other scripts start this one on every host, so it also restarts what fails and keeps the logs.
 #   --processes N      N processes, as if they were hosts (1)
 #   --distributed      this is one host of several (TPU pod, GKE, SLURM); JAX finds the others
-#   --tpu GENERATION   compiler flags for v5e, v5p or v6e (aromni_jax/compile/tpu_flags.txt); your own LIBTPU_INIT_ARGS come after them
+#   --tpu GENERATION   compiler flags for v5e, v5p or v6e (aromni_jax/compile/tpu_flags.txt); your own LIBTPU_INIT_ARGS come after them;
+#                      and the run is saved and ended when Google Cloud announces maintenance of this machine
 #   --log-dir DIR      logs of every process (RUN_DIR/logs)
 
 set -euo pipefail
@@ -88,6 +89,18 @@ tell_all() { # once: a signal to all processes of this script comes here twice, 
   told=$SECONDS
 }
 
+watch_maintenance() { # the announcement comes a minute ahead; to this script it is a TERM
+  local place=http://metadata.google.internal/computeMetadata/v1/instance/maintenance-event event
+  while sleep "${AROMNI_MAINTENANCE_POLL:-10}"; do
+    event=$(curl -fs --max-time 5 -H 'Metadata-Flavor: Google' "$place") || continue
+    if [[ $event == *_ON_HOST_MAINTENANCE ]]; then
+      echo "$(basename "$0"): maintenance of $(hostname) is announced ($event): the run is saved and ended" >&2
+      kill -TERM $$
+      return
+    fi
+  done
+}
+
 start_one() { # start_one INDEX PORT LOG
   local more=()
   if ((PROCESSES > 1)); then
@@ -114,5 +127,10 @@ if [[ -n $DRY_RUN ]]; then
   LAST=$(log_of $((PROCESSES - 1)))
   note "output in $(log_of 0)$( ((PROCESSES == 1)) || echo " ... $LAST"); after a failure again, up to $RESTARTS times"
 else
+  if [[ -n $TPU ]]; then
+    watch_maintenance &
+    WATCHER=$!
+    trap 'kill "$WATCHER" 2>/dev/null || true' EXIT
+  fi
   supervise attempt
 fi

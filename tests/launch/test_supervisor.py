@@ -109,6 +109,28 @@ def test_a_signal_goes_to_the_run_which_saves_and_that_is_the_end(pretended, act
     assert (done.returncode, done.stdout, len(calls())) == (130, "saved\n", int(processes))
 
 
+def test_announced_maintenance_saves_and_is_the_end(pretended, tmp_path, monkeypatch):
+    start, calls = pretended
+    curl = tmp_path / "bin" / "curl"
+    curl.parent.mkdir()
+    curl.write_text(
+        f'#!/bin/sh\nfor last; do :; done\n[ "${{last%/maintenance-event}}" != "$last" ] && cat {tmp_path}/event\n'
+    )
+    curl.chmod(0o755)
+    (tmp_path / "event").write_text("NONE")
+    monkeypatch.setenv("PATH", f"{curl.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("AROMNI_MAINTENANCE_POLL", "0.1")
+
+    def announce(pid):
+        time.sleep(0.5)
+        os.kill(pid, 0)  # it goes on while nothing is announced
+        (tmp_path / "event").write_text("TERMINATE_ON_HOST_MAINTENANCE")
+
+    done = start("wait", "--tpu", "v5e", act=announce)
+    assert (done.returncode, done.stdout, len(calls())) == (130, "saved\n", 1)
+    assert "is announced (TERMINATE_ON_HOST_MAINTENANCE): the run is saved and ended" in done.stderr
+
+
 def test_one_that_hangs_when_another_was_killed_is_ended(pretended, tmp_path):
     """The one of two that is left would wait for ever."""
     _, calls = pretended
