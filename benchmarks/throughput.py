@@ -1,8 +1,9 @@
-"""Training throughput on this CPU: aromni_jax beside the same model, losses and optimiser in PyTorch, in one run.
+"""Training throughput on this CPU: aromni_jax beside the same models and losses in PyTorch, in one run.
 
-Two layouts of the same examples: packed rows (ours) and one example per row, padded to the longest of the batch (the
-reference's, SPEC 2.1). Both programs take every batch of both. Before anything is timed they must agree on the loss and
-on the gradient norm of every batch; then they take turns.
+Two cases: the demo's model on the demo's data, and the config of the reference's own figures on full rows. The first
+has two layouts of the same examples: packed rows (ours) and one example per row, padded to the longest of the batch
+(the reference's, SPEC 2.1). Both programs take every batch of each. Before anything is timed they must agree on the
+loss and on the gradient norm of every batch; then they take turns.
 
     python benchmarks/throughput.py --data DIR --out benchmarks/results/throughput.json
 """
@@ -10,12 +11,13 @@ on the gradient norm of every batch; then they take turns.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import functools
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -24,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from layouts import padded_batches, shape_name, slots, useful
 from machine import BUSY, CpuUse, hardware, positive, spread, threads, versions
 from output import Say, clocked, write
+from reference_case import VOCABULARY, full_rows, reference_config
 
 from aromni_jax import data
 from aromni_jax.cli.train import codebook
@@ -64,11 +67,11 @@ class Ours:
 
     name = "aromni_jax"
 
-    def __init__(self, config: RunConfig, vocabulary: JointVocabulary, codebook_kc: np.ndarray) -> None:
+    def __init__(self, config: RunConfig, vocabulary: JointVocabulary, codebook_kc: np.ndarray | None) -> None:
         self._config = config
         self._mesh = make_mesh(MeshConfig(fsdp=1), jax.devices("cpu")[:1])
         self._rows, whole = batch_sharding(self._mesh), NamedSharding(self._mesh, PartitionSpec())
-        self._codebook_kc = jax.device_put(codebook_kc, whole)
+        self._codebook_kc = None if codebook_kc is None else jax.device_put(codebook_kc, whole)
         optimizer = make_optimizer(config.optimizer, config.train.steps)
         self._make = jax.jit(functools.partial(make_state, config, vocabulary, optimizer), out_shardings=whole)
         train_step = make_train_step(config, vocabulary, optimizer)
@@ -104,7 +107,40 @@ def benchmark_config(data_path: str) -> RunConfig:
     return load_config(f"{CONFIG}:demo", overrides)
 
 
-def both_sides(config: RunConfig, vocabulary: JointVocabulary, codebook_kc: np.ndarray) -> tuple[Ours, Side]:
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model with the batches it takes, by layout."""
+
+    config: RunConfig
+    vocabulary: JointVocabulary
+    layouts: dict[str, list[Batch]]
+
+
+def demo_case(data_path: str, batch_count: int) -> Case:
+    """The demo's model on packed and on padded rows of the demo's data."""
+    config = benchmark_config(data_path)
+    vocabulary = data.read_manifest(data_path).vocabulary
+    if vocabulary.size != config.model.vocab_size:
+        raise UserError(f"{data_path}: {vocabulary.size} ids, but {CONFIG.name} has {config.model.vocab_size}")
+    stream = data.batches(config.data, config.loss, vocabulary)
+    packed = [next(stream) for _ in range(max(SAMPLED, batch_count))]
+    return Case(
+        config,
+        vocabulary,
+        {
+            "packed rows": packed[:batch_count],
+            "padded": padded_batches(packed, PADDED_ROWS, batch_count, vocabulary.pad),
+        },
+    )
+
+
+def reference_case(batch_count: int) -> Case:
+    """The model of the reference's own figures, on full rows."""
+    config = reference_config()
+    return Case(config, VOCABULARY, {"reference's own config, full rows": full_rows(config, VOCABULARY, batch_count)})
+
+
+def both_sides(config: RunConfig, vocabulary: JointVocabulary, codebook_kc: np.ndarray | None) -> tuple[Ours, Side]:
     """Ours and the peer, with the same starting weights; UserError without PyTorch."""
     try:
         import torch
@@ -164,25 +200,30 @@ def seconds(side: Side, batches: Sequence[Batch]) -> float:
     return time.perf_counter() - started
 
 
-def measure(
-    sides: Sequence[Side], layouts: dict[str, list[Batch]], repeats: int, say: Say
-) -> dict[str, dict[str, list[float]]]:
-    """Layout -> side -> seconds of each repeat. Sides take turns, and who is first changes with every repeat."""
-    times: dict[str, dict[str, list[float]]] = {layout: {side.name: [] for side in sides} for layout in layouts}
+Times = dict[str, dict[str, list[float]]]  # layout -> side -> seconds of each repeat
+
+
+def measure(pairs: Sequence[tuple[Sequence[Side], Mapping[str, Sequence[Batch]]]], repeats: int, say: Say) -> Times:
+    """Sides take turns at each layout of theirs, and who is first changes with every repeat.
+
+    Args:
+      pairs: both sides of a case, and its layouts, named differently in every case.
+    """
+    times: Times = {layout: {side.name: [] for side in sides} for sides, layouts in pairs for layout in layouts}
     for repeat in range(repeats):
-        for layout, batches in layouts.items():
-            for side in sides if repeat % 2 == 0 else reversed(sides):
-                times[layout][side.name].append(seconds(side, batches))
-        done = [
-            f"{layout} {' / '.join(f'{slots(batches) / times[layout][side.name][-1]:,.0f}' for side in sides)}"
-            for layout, batches in layouts.items()
-        ]
-        say(f"repeat {repeat + 1}/{repeats}, {' / '.join(side.name for side in sides)}, tokens/s: {'; '.join(done)}")
+        done = []
+        for sides, layouts in pairs:
+            for layout, batches in layouts.items():
+                for side in sides if repeat % 2 == 0 else reversed(sides):
+                    times[layout][side.name].append(seconds(side, batches))
+                rates = [f"{side.name} {slots(batches) / times[layout][side.name][-1]:,.0f}" for side in sides]
+                done.append(f"{layout}: {', '.join(rates)}")
+        say(f"repeat {repeat + 1}/{repeats}, tokens/s: {'; '.join(done)}")
     return times
 
 
-def table_rows(layouts: dict[str, list[Batch]], times: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
-    """One row per side and layout, ours first; ratios are taken repeat by repeat. Last, each side at its own layout."""
+def side_rows(layouts: Mapping[str, Sequence[Batch]], times: Times) -> list[dict[str, Any]]:
+    """One row per side and layout, ours first; ratios are taken repeat by repeat."""
     rows = []
     for layout, batches in layouts.items():
         peer = list(times[layout])[-1]
@@ -197,18 +238,19 @@ def table_rows(layouts: dict[str, list[Batch]], times: dict[str, dict[str, list[
                     "ratio": spread(ratios) if side != peer else None,
                 }
             )
-    ours, theirs = rows[0], rows[-1]
-    useful_rates = (row["useful_tokens_per_second"]["values"] for row in (ours, theirs))
-    rows.append(
-        {
-            "what": f"useful tokens: {ours['what']} : {theirs['what']}",
-            "batch": None,
-            "tokens_per_second": None,
-            "useful_tokens_per_second": None,
-            "ratio": spread([a / b for a, b in zip(*useful_rates, strict=True)]),
-        }
-    )
     return rows
+
+
+def useful_row(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Of two rows: each side at its own layout."""
+    useful_rates = (row["useful_tokens_per_second"]["values"] for row in (ours, theirs))
+    return {
+        "what": f"useful tokens: {ours['what']} : {theirs['what']}",
+        "batch": None,
+        "tokens_per_second": None,
+        "useful_tokens_per_second": None,
+        "ratio": spread([a / b for a, b in zip(*useful_rates, strict=True)]),
+    }
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -229,9 +271,10 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {row['what']} | {row['batch'] or ''} | {' | '.join(rates)} | {cell(row['ratio'], '{:.2f}')} |")
     machine, run, check = result["hardware"], result["run"], result["check"]
     others = machine["cpu_share_of_others"]
+    parameters = (f"{name}: {case['parameters']:,} parameters" for name, case in run["cases"].items())
     sentences = [
         f"Median (lowest..highest) of {run['repeats']} repeats of {run['steps']} steps; ratios repeat by repeat.",
-        f"{run['parameters']:,} parameters, float32; data loading excluded.",
+        f"{', '.join(parameters)}, float32; data loading excluded.",
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads each; {result['date']};",
         f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}.",
         f"Before the timing both had the same loss on every batch (largest difference {check['loss_difference']:.1e}).",
@@ -246,25 +289,22 @@ def markdown(result: dict[str, Any]) -> str:
 
 def run(data_path: str, batch_count: int, repeats: int, say: Say) -> dict[str, Any]:
     """Everything that the JSON file holds."""
-    config = benchmark_config(data_path)
-    vocabulary = data.read_manifest(data_path).vocabulary
-    if vocabulary.size != config.model.vocab_size:
-        raise UserError(f"{data_path}: {vocabulary.size} ids, but {CONFIG.name} has {config.model.vocab_size}")
-    stream = data.batches(config.data, config.loss, vocabulary)
-    packed = [next(stream) for _ in range(max(SAMPLED, batch_count))]
-    layouts = {
-        "packed rows": packed[:batch_count],
-        "padded": padded_batches(packed, PADDED_ROWS, batch_count, vocabulary.pad),
-    }
-    for layout, batches in layouts.items():
-        say(f"{layout}: {len(batches)} batches of {shape_name(batches)}, {useful(batches) / slots(batches):.1%} useful")
-    sides = both_sides(config, vocabulary, codebook(config))
-    check = check_agreement(sides, [batch for batches in layouts.values() for batch in batches], say)
+    cases = {"demo": demo_case(data_path, batch_count), "reference": reference_case(batch_count)}
+    for case in cases.values():
+        for layout, batches in case.layouts.items():
+            share = useful(batches) / slots(batches)
+            say(f"{layout}: {len(batches)} batches of {shape_name(batches)}, {share:.1%} useful")
+    sides = {name: both_sides(case.config, case.vocabulary, codebook(case.config)) for name, case in cases.items()}
+    checks = [
+        check_agreement(sides[name], [batch for batches in case.layouts.values() for batch in batches], say)
+        for name, case in cases.items()
+    ]
     cpu = CpuUse()
-    compiled = sides[0].programs
-    times = measure(sides, layouts, repeats, say)
-    if sides[0].programs != compiled:
+    compiled = [ours.programs for ours, _ in sides.values()]
+    times = measure([(sides[name], case.layouts) for name, case in cases.items()], repeats, say)
+    if [ours.programs for ours, _ in sides.values()] != compiled:
         raise UserError("a step was compiled again while it was being timed; the figures are worthless")
+    rows = {name: side_rows(case.layouts, times) for name, case in cases.items()}
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": hardware() | {"cpu_share_of_others": cpu.share_of_others()},
@@ -272,11 +312,14 @@ def run(data_path: str, batch_count: int, repeats: int, say: Say) -> dict[str, A
         "run": {
             "repeats": repeats,
             "steps": batch_count,
-            "parameters": parameter_counts(config.model)["total"],
-            "config": config.to_dict(),
+            "cases": {
+                name: {"parameters": parameter_counts(case.config.model)["total"], "config": case.config.to_dict()}
+                for name, case in cases.items()
+            },
         },
-        "check": check | {"last_loss": {side.name: side.outcome()[0] for side in sides}},
-        "rows": table_rows(layouts, times),
+        "check": {key: max(check[key] for check in checks) for key in checks[0]}
+        | {"last_loss": {name: {side.name: side.outcome()[0] for side in pair} for name, pair in sides.items()}},
+        "rows": [*rows["demo"], useful_row(rows["demo"][0], rows["demo"][-1]), *rows["reference"]],
     }
 
 

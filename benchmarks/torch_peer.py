@@ -1,8 +1,9 @@
 """The peer: the decoder, both losses and the optimiser step of aromni_jax, written in plain PyTorch (eager, float32).
 
 It shares nothing with the code it is compared to but the batch and the starting weights. Where PyTorch has a fused CPU
-operator, it is used: scaled-dot-product attention with grouped heads, RMSNorm, AdamW; the mask is made once per step.
-It covers the objective of configs/numbers.py: global normalisation, no z-loss, predictive perceptual loss by mean.
+operator, it is used: scaled-dot-product attention with grouped heads (causal without a mask where every row is one
+example), RMSNorm, LayerNorm, AdamW; the mask is made once per step. It covers the objective of configs/numbers.py:
+global normalisation, no z-loss, predictive perceptual loss by mean, or none.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.final_norm = nn.RMSNorm(d, config.norm_eps)
         self.head = nn.Linear(d, v, bias=False)
-        self.perceptual = nn.Linear(d, config.perceptual_dim)
+        self.perceptual = nn.Linear(d, config.perceptual_dim) if config.perceptual_dim else None
 
-    def forward(self, tokens_bs: torch.Tensor, positions_bs: torch.Tensor, mask_b1st: torch.Tensor) -> torch.Tensor:
-        """Hidden states [b, s, d] after the final norm; `mask_b1st` is added to the attention scores."""
+    def forward(
+        self, tokens_bs: torch.Tensor, positions_bs: torch.Tensor, mask_b1st: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Hidden states [b, s, d] after the final norm; `mask_b1st` is added to the attention scores, None = causal."""
         e = self.config.head_dim
         frequency_e = self.config.rope_theta ** (-torch.arange(0, e, 2, dtype=torch.float32) / e)
         angle_bs1e = (positions_bs[..., None].float() * frequency_e)[:, :, None]
@@ -59,7 +62,7 @@ class Layer(nn.Module):
         self.ffn = SwiGLU(config.dim, config.ffn_dim)
 
     def forward(
-        self, x_bsd: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], mask_b1st: torch.Tensor
+        self, x_bsd: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], mask_b1st: torch.Tensor | None
     ) -> torch.Tensor:
         if self.pre:
             x_bsd = x_bsd + self.attention(self.attention_norm(x_bsd), angles, mask_b1st)
@@ -78,12 +81,13 @@ class Attention(nn.Module):
         self.query = nn.Linear(d, h * e, bias=False)
         self.key = nn.Linear(d, k * e, bias=False)
         self.value = nn.Linear(d, k * e, bias=False)
-        self.query_norm = HeadNorm(h, e, config.qk_norm_eps)
-        self.key_norm = HeadNorm(k, e, config.qk_norm_eps)
+        groups = config.qk_norm_groups
+        self.query_norm = HeadNorm(groups or h, e, config.qk_norm_eps)
+        self.key_norm = HeadNorm(groups or k, e, config.qk_norm_eps)
         self.out = nn.Linear(h * e, d, bias=False)
 
     def forward(
-        self, x_bsd: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], mask_b1st: torch.Tensor
+        self, x_bsd: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor], mask_b1st: torch.Tensor | None
     ) -> torch.Tensor:
         q_bshe, k_bske, v_bske = (
             project(x_bsd).unflatten(-1, (-1, self.head_dim)) for project in (self.query, self.key, self.value)
@@ -91,21 +95,28 @@ class Attention(nn.Module):
         q_bshe = rotate(self.query_norm(q_bshe), angles)
         k_bske = rotate(self.key_norm(k_bske), angles)
         mixed_bhse = F.scaled_dot_product_attention(
-            q_bshe.transpose(1, 2), k_bske.transpose(1, 2), v_bske.transpose(1, 2), attn_mask=mask_b1st, enable_gqa=True
+            q_bshe.transpose(1, 2),
+            k_bske.transpose(1, 2),
+            v_bske.transpose(1, 2),
+            attn_mask=mask_b1st,
+            is_causal=mask_b1st is None,
+            enable_gqa=q_bshe.shape[2] != k_bske.shape[2],
         )
         return self.out(mixed_bhse.transpose(1, 2).flatten(2))
 
 
 class HeadNorm(nn.Module):
-    """LayerNorm over each head, with a weight and a bias per head."""
+    """LayerNorm over each head, with a weight and a bias per head, or one for all (groups = 1)."""
 
-    def __init__(self, heads: int, head_dim: int, eps: float) -> None:
+    def __init__(self, groups: int, head_dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
-        self.scale = nn.Parameter(torch.ones(heads, head_dim))
-        self.bias = nn.Parameter(torch.zeros(heads, head_dim))
+        self.scale = nn.Parameter(torch.ones(groups, head_dim))
+        self.bias = nn.Parameter(torch.zeros(groups, head_dim))
 
     def forward(self, x_bshe: torch.Tensor) -> torch.Tensor:
+        if len(self.scale) == 1:
+            return F.layer_norm(x_bshe, x_bshe.shape[-1:], self.scale[0], self.bias[0], self.eps)
         return F.layer_norm(x_bshe, x_bshe.shape[-1:], eps=self.eps) * self.scale + self.bias
 
 
@@ -129,11 +140,14 @@ def rotate(x_bshe: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> t
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def additive_mask(segment_ids_bs: torch.Tensor) -> torch.Tensor:
+def additive_mask(segment_ids_bs: torch.Tensor) -> torch.Tensor | None:
     """float32 [b, 1, s, s]: 0 where the query may see the key, the lowest float elsewhere.
 
     Causal inside a segment: block-diagonal for packed rows; for one example per row, causal with the padding masked.
+    None where that is plain causality, every row one whole example.
     """
+    if (segment_ids_bs == segment_ids_bs[:, :1]).all():
+        return None
     length = segment_ids_bs.shape[1]
     seen_bst = (segment_ids_bs[:, :, None] == segment_ids_bs[:, None, :]).tril()
     mask_bst = torch.full((len(segment_ids_bs), length, length), torch.finfo(torch.float32).min)
@@ -149,10 +163,12 @@ class TorchPeer:
 
     name = "PyTorch"
 
-    def __init__(self, config: RunConfig, vocabulary: JointVocabulary, params: Params, codebook_kc: np.ndarray) -> None:
+    def __init__(
+        self, config: RunConfig, vocabulary: JointVocabulary, params: Params, codebook_kc: np.ndarray | None
+    ) -> None:
         self._config, self._vocabulary = config, vocabulary
         self._weights = {name: torch.from_numpy(value) for name, value in torch_weights(params).items()}
-        self._codebook_kc = torch.from_numpy(np.array(codebook_kc, np.float32))
+        self._codebook_kc = None if codebook_kc is None else torch.from_numpy(np.array(codebook_kc, np.float32))
         takes_part = config.loss.perceptual_tasks or TASKS
         self._task_ids = torch.tensor([task_id(task) for task in takes_part])
         self.restart()
@@ -177,7 +193,7 @@ class TorchPeer:
         )
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Weighted next-token loss plus the weighted perceptual loss, float32 scalar (SPEC 4.1, 4.3)."""
+        """Weighted next-token loss plus, with a codebook, the weighted perceptual loss; float32 scalar (SPEC 4)."""
         tokens_bs = torch.from_numpy(batch.tokens).long()
         segment_ids_bs = torch.from_numpy(batch.segment_ids)
         hidden_bsd = self.model(tokens_bs, torch.from_numpy(batch.positions), additive_mask(segment_ids_bs))
@@ -187,6 +203,8 @@ class TorchPeer:
         ce_n = F.cross_entropy(logits_bsv.flatten(0, 1), tokens_bs[:, 1:].flatten(), reduction="none")
         target_weights_n = weights_bs[:, 1:].flatten()
         token_loss = (ce_n * target_weights_n).sum() / target_weights_n.sum().clamp(min=1.0)
+        if self._codebook_kc is None:
+            return token_loss
         return token_loss + self._config.loss.perceptual_weight * self._perceptual(batch, hidden_bsd, tokens_bs)
 
     def step(self, batch: Batch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from aromni_jax import data
 from aromni_jax.errors import UserError
-from aromni_jax.model import flatten, init_params, nest
+from aromni_jax.model import flatten, init_params, nest, parameter_counts
 from aromni_jax.training.step import Objective
 from tests.training import small_run
 from tests.training.small_run import CODEBOOK, VOCABULARY
@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 
 import layouts  # noqa: E402
 import machine  # noqa: E402
+import reference_case  # noqa: E402
 import throughput  # noqa: E402
 import torch_peer  # noqa: E402
 
@@ -132,6 +133,40 @@ def test_sides_that_differ_are_not_timed(packed):
         throughput.check_agreement((peer, Other()), packed[:1], lambda line: None)
 
 
+def _reference():
+    """The reference's case with a model and rows small enough for a test."""
+    small = {"dim": 32, "layers": 1, "kv_heads": 2, "heads": 2, "head_dim": 8, "ffn_dim": 48}
+    sizes = {f"model__{name}": size for name, size in small.items()} | {"data__sequence_length": 24}
+    return small_run.changed(reference_case.reference_config(), **sizes)
+
+
+def test_the_reference_case_is_that_of_its_figures():
+    config = reference_case.reference_config()
+    assert parameter_counts(config.model)["total"] == 6_918_144
+    (batch,) = reference_case.full_rows(config, reference_case.VOCABULARY, 1)
+    assert batch.tokens.shape == (4, 512) and layouts.useful([batch]) == 2048
+    assert set(batch.tokens.ravel()) <= set(range(config.model.vocab_size))
+    # The last quarter but for eos weighs twofold; nothing predicts the first token.
+    assert batch.loss_weights[0].tolist() == [0.0] + [1.0] * 382 + [2.0] * 128 + [1.0]
+
+
+def test_the_reference_case_agrees():
+    config = _reference()
+    rows = reference_case.full_rows(config, reference_case.VOCABULARY, 2)
+    ours, peer = throughput.both_sides(config, reference_case.VOCABULARY, None)
+    worst = throughput.check_agreement((ours, peer), rows, lambda line: None)
+    assert worst["loss_difference"] < 1e-5 and worst["gradient_norm_difference"] < 1e-4
+    for batch in rows:
+        for side in (ours, peer):
+            side.step(batch)
+    assert ours.programs == 1
+    assert ours.outcome() == pytest.approx(peer.outcome(), rel=1e-4)
+    flat = dataclasses.replace(rows[0], loss_weights=np.minimum(rows[0].loss_weights, 1.0))
+    ours.restart(), ours.step(flat)
+    peer.restart(), peer.step(rows[0])
+    assert abs(ours.outcome()[0] - peer.outcome()[0]) > 1e-4, "the tail's weight does not show"
+
+
 def test_padded_rows_hold_the_packed_examples(packed):
     examples = layouts.examples_of(packed)
     batch = layouts.padded(examples, VOCABULARY.pad)
@@ -171,15 +206,18 @@ def test_the_table_says_what_was_measured(packed):
     sides = Clocked("ours"), Clocked("PyTorch")
     padded = [layouts.padded(layouts.examples_of(packed)[:4], VOCABULARY.pad)]
     in_turn = {"packed rows": packed[:2], "padded": padded}
-    times = throughput.measure(sides, in_turn, 2, lambda line: None)
-    assert [len(times[layout][side.name]) for layout in in_turn for side in sides] == [2] * 4
+    others = Clocked("ours"), Clocked("PyTorch")
+    times = throughput.measure([(sides, in_turn), (others, {"full": packed[2:3]})], 2, lambda line: None)
+    assert [len(times[layout][side.name]) for layout in (*in_turn, "full") for side in sides] == [2] * 6
     assert [id(batch) for batch in sides[0].steps] == [id(batch) for batch in sides[1].steps]
+    assert [id(batch) for side in others for batch in side.steps] == [id(packed[2])] * 8
 
     times = {
         "packed rows": {"ours": [1.0, 2.0], "PyTorch": [2.0, 2.0]},
         "padded": {"ours": [1.0] * 2, "PyTorch": [4.0] * 2},
     }
-    rows = throughput.table_rows(in_turn, times)
+    rows = throughput.side_rows(in_turn, times)
+    rows.append(throughput.useful_row(rows[0], rows[-1]))
     assert [row["what"] for row in rows[:4]] == [
         f"{side}, {layout}" for layout in in_turn for side in ("ours", "PyTorch")
     ]
@@ -192,11 +230,12 @@ def test_the_table_says_what_was_measured(packed):
         "hardware": machine.hardware() | {"cpu_share_of_others": 0.2},
         "versions": machine.versions(["jax"]),
         "date": "2026-01-01",
-        "run": {"repeats": 2, "steps": 2, "parameters": 1},
+        "run": {"repeats": 2, "steps": 2, "cases": {"demo": {"parameters": 1}, "reference": {"parameters": 2345}}},
         "check": {"loss_difference": 1e-6},
     }
     text = throughput.markdown(result)
     assert "| ours, packed rows | 8 x 32 |" in text and "not to be quoted" in text
+    assert "demo: 1 parameters, reference: 2,345 parameters" in text
 
 
 def test_missing_data_is_one_line(tmp_path, capsys, monkeypatch):
