@@ -30,7 +30,7 @@ def reference_config() -> RunConfig:
         loss=LossConfig(response_weights={"image_caption": 2.0}, perceptual_weight=0.0),
         optimizer=OptimizerConfig(name="adamw", peak_lr=1e-4, warmup_steps=0, decay="constant", b2=0.999),
         mesh=MeshConfig(),
-        train=TrainConfig(accumulate_steps=4),
+        train=TrainConfig(accumulate_steps=2),
     )
 
 
