@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from aromni_jax.config import ModelConfig
 from aromni_jax.decoding.grammar import Grammar, Limits, State
+from aromni_jax.decoding.guidance import as_ids
 from aromni_jax.decoding.placement import Placement
 from aromni_jax.decoding.pool import Pool, Progress
 from aromni_jax.decoding.reference import ReferenceGrammar
@@ -143,7 +144,7 @@ class Engine:
 
         Raises:
           UserError: naming the request of the list: id out of range, empty prompt, prompt that leaves no room in the
-            context, limits that cannot be met; a session of another engine.
+            context, limits that cannot be met, a field of the wrong kind; a session of another engine.
         """
         streams: dict[int, RowStream] = {}
         with contextlib.closing(self._decode(requests, session)) as chunks:
@@ -230,18 +231,9 @@ class Engine:
 
     def limits(self, request: Request, number: int = 0) -> Limits:
         """The request's limits, cut to the room that the context leaves; `UserError` if that is too little."""
-        where = f"request {request.id or number}"
-        for name in ("max_new_tokens", "max_spans", "seed"):
-            value = getattr(request, name)
-            if not isinstance(value, int | np.integer):
-                raise UserError(f"{where}: {name} must be a whole number, got {value!r}")
-        try:
-            prompt = np.asarray(request.prompt_tokens)
-        except ValueError:  # lists of several lengths
-            prompt = np.zeros(0)
-        context = self.context
-        if prompt.ndim != 1 or not prompt.size or not np.issubdtype(prompt.dtype, np.integer):
-            raise UserError(f"{where}: the prompt must be a list of token ids, at least one")
+        where = f"request {(isinstance(request.id, str) and request.id) or number}"
+        request.check_kinds(where)
+        prompt, context = as_ids(request.prompt_tokens, f"{where}: the prompt"), self.context
         if prompt.min() < 0 or prompt.max() >= self.vocabulary.size:
             raise UserError(f"{where}: the prompt holds ids outside 0..{self.vocabulary.size - 1}")
         room = context - prompt.size

@@ -48,9 +48,7 @@ class Guidance:
         if self.negative is None:
             return
         where = f"{where}: negative prompt"
-        ids = np.asarray(self.negative)
-        if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
-            raise UserError(f"{where}: must be a list of token ids, at least one")
+        ids = as_ids(self.negative, f"{where}:")
         vocabulary.check(ids, where)
         kinds = vocabulary.modality(ids)
         unknown = np.flatnonzero((kinds == Modality.MARKER) & ~np.isin(ids, list(vocabulary.markers.values())))
@@ -63,6 +61,17 @@ class Guidance:
                 f"{where}: {ids.size} tokens and the {picture} of a picture are more than the context of {context}; "
                 "shorten it"
             )
+
+
+def as_ids(tokens: Sequence[int], what: str) -> np.ndarray:
+    """The token ids, int [n]; `UserError`, which begins with `what`, if they are none, or anything else."""
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:  # lists of several lengths
+        ids = np.zeros(0)
+    if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+        raise UserError(f"{what} must be a list of token ids, at least one")
+    return ids
 
 
 class Reads(enum.IntEnum):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Literal
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, Literal
 
 import numpy as np
 
 from aromni_jax.decoding.grammar import Limits, State
 from aromni_jax.decoding.guidance import Guidance
 from aromni_jax.decoding.sampling import Policy
+from aromni_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,8 @@ class Request:
       max_new_tokens, allowed, first, max_spans: see `grammar.Limits`. A row also stops at the end of the context.
       policies: per state; states left out are greedy.
       guidance: of pictures; None = off.
-      seed: of the row's own random draws; its tokens depend on nothing else in the batch.
+      seed: of the row's own random draws, 0 <= seed < 2**32. No other request changes them, nor any token but by
+        rounding: in a queue the beginning of a prompt may have been read by an earlier one, see `Engine.stream`.
       id: comes back in every event and result.
     """
 
@@ -36,6 +39,39 @@ class Request:
     guidance: Guidance | None = None
     seed: int = 0
     id: str = ""
+
+    def check_kinds(self, where: str) -> None:
+        """`UserError`, prefixed by `where`, if a field (the prompt aside) is not of its kind; it names the first."""
+        kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
+            "id": ("a string", lambda value: isinstance(value, str)),
+            "max_new_tokens": ("a whole number", _is_whole),
+            "max_spans": ("a whole number, at least 0", lambda value: _is_whole(value) and value >= 0),
+            "seed": ("a whole number", _is_whole),
+            "allowed": ("a set of State", lambda value: isinstance(value, Set) and _all_are(State, value)),
+            "first": ("a State other than DONE, or None", lambda value: value is None or _may_be_first(value)),
+            "policies": ("a mapping of State to Policy", _are_policies),
+            "guidance": ("a Guidance or None", lambda value: value is None or isinstance(value, Guidance)),
+        }
+        for name, (kind, fits) in kinds.items():
+            value = getattr(self, name)
+            if not fits(value):
+                raise UserError(f"{where}: {name} must be {kind}, got {' '.join(reprlib.repr(value).split())}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _all_are(kind: type, values: Iterable[Any]) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
+def _may_be_first(value: Any) -> bool:
+    return isinstance(value, State) and value != State.DONE
+
+
+def _are_policies(value: Any) -> bool:
+    return isinstance(value, Mapping) and _all_are(State, value) and _all_are(Policy, value.values())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Sized
 
 import numpy as np
 
@@ -98,6 +98,6 @@ class Row:
 
 def never_began(request: Request, finish: Finish, since: float, error: str | None = None) -> Result:
     """The result of a request that was cancelled or refused before it was read."""
-    prompt = request.prompt_tokens if isinstance(request.prompt_tokens, Sized) else ()
-    usage = Usage(len(prompt), 0, 0, first_token=0.0, total=0.0, queued=time.perf_counter() - since)
+    length = operator.length_hint(request.prompt_tokens)  # 0 for what has none, as arrays of no dimension
+    usage = Usage(length, 0, 0, first_token=0.0, total=0.0, queued=time.perf_counter() - since)
     return Result(request.id, np.zeros(0, np.int32), np.zeros(0, np.int8), finish, usage, error)

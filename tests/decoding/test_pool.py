@@ -242,6 +242,50 @@ def test_bad_requests_of_a_queue_are_refused_one_by_one(model, alone):
         assert re.match(f"request {name}: {message}", results[name].error)
 
 
+WRONG_KINDS = [
+    ("prompt_tokens", np.asarray(5), "the prompt must be a list of token ids"),
+    ("max_new_tokens", "7", "max_new_tokens must be a whole number, got '7'"),
+    ("max_spans", -1, "max_spans must be a whole number, at least 0, got -1"),
+    ("seed", True, "seed must be a whole number, got True"),
+    ("allowed", None, "allowed must be a set of State, got None"),
+    ("allowed", {"text"}, "allowed must be a set of State, got {'text'}"),
+    ("first", "image", "first must be a State other than DONE, or None, got 'image'"),
+    ("first", State.DONE, "first must be a State other than DONE, or None, got <State.DONE: 4>"),
+    ("policies", None, "policies must be a mapping of State to Policy, got None"),
+    ("policies", {State.TEXT: "x"}, "policies must be a mapping of State to Policy, got {<State.TEXT: 0>: 'x'}"),
+    ("policies", np.zeros((2, 1)), r"policies must be a mapping of State to Policy, got array\(\[\[0.\], \[0.\]\]\)"),
+    ("guidance", "x", "guidance must be a Guidance or None, got 'x'"),
+    ("guidance", Guidance(negative=[V.bos, [V.eoh]]), "negative prompt: must be a list of token ids"),
+]
+
+
+def wrong_kind(name, value, **others):
+    return Request(**{"prompt_tokens": [V.bos], "first": State.IMAGE, name: value, **others})
+
+
+def test_fields_of_the_wrong_kind_are_refused_one_by_one(model, alone):
+    good = request(1)
+    bad = [wrong_kind(name, value, id=f"bad{n}") for n, (name, value, _) in enumerate(WRONG_KINDS)]
+    bad.append(wrong_kind("id", ["a"]))
+    results = list(Engine(model, max_batch=2).results(iter([good, *bad])))
+    assert sorted(str(result.id) for result in results) == sorted(str(wanted.id) for wanted in [good, *bad])
+    for result in results:
+        if result.id == "r1":
+            assert result.tokens.tolist() == alone(good)
+        elif isinstance(result.id, list):
+            assert result.error == f"request {len(bad)}: id must be a string, got ['a']"
+        else:
+            *_, message = WRONG_KINDS[int(result.id.removeprefix("bad"))]
+            assert result.finish == "refused" and re.match(f"request {result.id}: {message}", result.error)
+            assert "\n" not in result.error
+
+
+@pytest.mark.parametrize(("name", "value", "message"), WRONG_KINDS)
+def test_fields_of_the_wrong_kind_in_a_list(model, name, value, message):
+    with pytest.raises(UserError, match=f"request 1: {message}"):
+        Engine(model).generate([request(1), wrong_kind(name, value)])
+
+
 def test_a_session_needs_a_list(model):
     engine = Engine(model)
     with pytest.raises(UserError, match="a session is for a list"):
