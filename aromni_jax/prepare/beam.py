@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
+import os
+import pathlib
 import re
+import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +23,9 @@ if TYPE_CHECKING:
     from aromni_jax.prepare.corpus import Job
 
 _POLL_SECONDS = 0.5
+_GRACE_SECONDS = 1.0  # that workers in other processes have to hear that they are to stop, and to tidy up
+# How Beam names the program of a worker process, and the thread that waits for it.
+_WORKER, _WAITS_FOR_WORKER = b"apache_beam.runners.worker.sdk_worker_main", "run_worker"
 # Beam's own runner for one machine. Its "DirectRunner" would first try to download another one, written in Go.
 _LOCAL = "FnApiRunner"
 
@@ -39,7 +47,7 @@ def run_pipeline(job: Job, counts: Sequence[int], options: Sequence[str], progre
     if not todo:
         return
     # Raised at once, an interrupt would come anywhere in Beam, whose callbacks drop it: so it is noted, and told. But
-    # workers in other processes hear a Ctrl-C themselves, and end; Beam would wait for them.
+    # workers in other processes hear a Ctrl-C themselves, and end, or are ended here; Beam would wait for them.
     elsewhere = any(word.startswith(("--runner", "--direct_running_mode")) for word in options)
     with HeardSignals() if elsewhere else NotedSignals() as signals:
         try:
@@ -127,21 +135,25 @@ def _watched(
     """A bar of what is done, seen from the shards that appear, and word to the workers: the same for every runner."""
     known = all(counts)
     sizes = counts if known else [1] * len(counts)
-    waiting, ended = set(todo), threading.Event()
+    waiting, ended, told = set(todo), threading.Event(), math.inf
 
     def look() -> None:
+        nonlocal told
         for number in [number for number in waiting if job.shard(number).is_dir()]:
             waiting.discard(number)
             bar.update(sizes[number])
         if signals.name:
             with contextlib.suppress(OSError):
                 job.stopping.touch()
+            told = min(told, time.monotonic())
+            if time.monotonic() >= told + _GRACE_SECONDS:
+                _end_workers()
 
     def watch() -> None:
         while not ended.wait(_POLL_SECONDS):
             look()
 
-    with progress_bar(sum(sizes), "items" if known else "shards", progress) as bar:
+    with progress_bar(sum(sizes), "items" if known else "shards", progress) as bar, _without_tracebacks(signals):
         bar.update(sum(sizes) - sum(sizes[number] for number in todo))
         bar.unpause()  # the rate is that of this call
         watcher = threading.Thread(target=watch, daemon=True)
@@ -152,3 +164,38 @@ def _watched(
             ended.set()
             watcher.join()
             look()
+            while signals.name and (waits := [t for t in threading.enumerate() if t.name == _WAITS_FOR_WORKER]):
+                _end_workers()  # also one that was being started when the signal came, of which Beam knows nothing
+                waits[0].join(_POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def _without_tracebacks(signals: NotedSignals) -> Iterator[None]:
+    """Of Beam's threads, which lose their workers after a signal."""
+    hook = threading.excepthook
+    threading.excepthook = lambda args: None if signals.name else hook(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+
+
+def _end_workers() -> None:
+    """SIGTERM to Beam's worker processes below this one: one that has not yet connected would wait, and Beam for it.
+
+    Without /proc, as on macOS, nothing is done.
+    """
+    parents, workers = {}, []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it is over, or somebody else's
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if _WORKER in (folder / "cmdline").read_bytes().split(b"\0"):
+                workers.append(int(folder.name))
+    for worker in workers:
+        family = [worker]  # and the shells that started it, but never such a shell alone: its worker would stay
+        while family[-1] in parents and family[-1] != os.getpid():
+            family.append(parents[family[-1]])
+        if family.pop() == os.getpid():
+            for process in reversed(family):  # a shell that outlives its worker says so
+                with contextlib.suppress(OSError):
+                    os.kill(process, signal.SIGTERM)

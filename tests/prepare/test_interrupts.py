@@ -1,6 +1,8 @@
 """A preparation that is interrupted says so, whenever the signal comes, and goes on when it is called again."""
 
+import contextlib
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -74,8 +76,8 @@ def test_a_signal_that_came_too_late_for_the_workers_is_no_success(folder_set, t
     assert contents(out) == contents(expected)
 
 
-def interrupted(place, out, after, *options):
-    """(exit code, what it said) of the command whose process group gets a Ctrl-C, unless it has ended by then."""
+def started(place, out, *options):
+    """The command, in a process group of its own."""
     words = ["prepare", str(place), "--codecs", "numbers", "--sequence-length", "256", "--out", str(out), *options]
     child = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", "-c", COMMAND, *words],
@@ -85,6 +87,12 @@ def interrupted(place, out, after, *options):
         start_new_session=True,
     )
     assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def interrupted(place, out, after, *options):
+    """(exit code, what it said) of the command whose process group gets a Ctrl-C, unless it has ended by then."""
+    child = started(place, out, *options)
     try:
         child.wait(after)
     except subprocess.TimeoutExpired:
@@ -112,17 +120,55 @@ def test_at_any_moment(folder_set, tmp_path):
     assert interrupted(place, out, 120)[0] == 0 and contents(out) == contents(whole)
 
 
+PROCESSES = ["--beam", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+
+
 @pytest.mark.slow
 def test_workers_in_other_processes(folder_set, tmp_path):
     """They hear the Ctrl-C as well, and end; who waits for them must not wait for ever."""
     place, out = folder_set[2], tmp_path / "data"
-    options = ["--beam", "--direct_num_workers=2", "--direct_running_mode=multi_processing"]
     codes, after = [], 4.0
     while 0 not in codes:
-        code, said = interrupted(place, out, after, *options)
+        code, said = interrupted(place, out, after, *PROCESSES)
         codes.append(code)
         if out.exists():
             break
         assert code == 130 and said.endswith("aromni: interrupted\n"), (after, said)
         after += 2
     assert 130 in codes and list(out.glob("manifest.json"))
+
+
+def workers(session):
+    """Beam's worker processes that were started in the session."""
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                found += [folder.name] if b"sdk_worker_main" in (folder / "cmdline").read_bytes() else []
+        except OSError:  # it is over
+            pass
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="processes are found in /proc")
+def test_a_signal_to_who_started_the_workers_alone(folder_set, tmp_path):
+    """They hear nothing of it, and one that has not yet connected would wait for ever."""
+    place, out, whole = folder_set[2], tmp_path / "data", tmp_path / "whole"
+    assert interrupted(place, whole, 120)[0] == 0
+    for number, after in ((signal.SIGTERM, 0), (signal.SIGINT, 0.8), (signal.SIGTERM, 1.6)):
+        child = started(place, out, *PROCESSES)
+        try:
+            while not workers(child.pid):
+                assert child.poll() is None
+                time.sleep(0.01)
+            time.sleep(after)
+            child.send_signal(number)
+            said = child.communicate(timeout=60)[1]
+            assert child.returncode == 130 and said.endswith("aromni: interrupted\n"), (after, said)
+            assert "Traceback" not in said and "Terminated" not in said, (after, said)
+            assert workers(child.pid) == [] and not out.exists()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+    assert interrupted(place, out, 120, *PROCESSES)[0] == 0 and contents(out) == contents(whole)
