@@ -265,8 +265,16 @@ class Assistant:
 
         Args:
           scripts: asked for another one when one of those that run has ended.
+
+        Raises:
+          What a script raises, also the `UserError` that it was told and did not catch: it ends all dialogs, and those
+          that have begun are closed.
         """
-        queue, coming, numbers = RequestQueue(self.max_batch), iter(scripts), itertools.count()
+        with contextlib.ExitStack() as begun:
+            self._converse((begun.enter_context(contextlib.closing(script)) for script in scripts), options)
+
+    def _converse(self, scripts: Iterator[Script], options: Options | None) -> None:
+        queue, numbers = RequestQueue(self.max_batch), itertools.count()
         asked: dict[str, tuple[Script, Turn]] = {}
 
         def go_on(script: Script | None, answer: Callable[[Script], Said] = next) -> None:
@@ -275,7 +283,7 @@ class Assistant:
                 try:
                     said = answer(script)
                 except StopIteration:
-                    script, answer = next(coming, None), next
+                    script, answer = next(scripts, None), next
                     continue
                 try:
                     turn = self._plan(said.history, said.parts, said.append_text, options)
@@ -288,7 +296,7 @@ class Assistant:
                 queue.submit(dataclasses.replace(turn.request, id=name))
                 return
 
-        for script in itertools.islice(coming, self.max_batch):
+        for script in itertools.islice(scripts, self.max_batch):
             go_on(script)
         with contextlib.closing(self.engine.results(queue, at_once=len(asked))) as results:
             while asked:

@@ -180,6 +180,23 @@ def test_a_bad_turn_is_told_to_its_dialog_alone(assistant, monkeypatch):
     assert errors[2:] == ["half a picture"]
 
 
+def test_what_a_script_raises_closes_the_others(assistant):
+    """The third is never begun."""
+    few, said = dataclasses.replace(SHORT, max_new_tokens=20), []
+
+    def script(number):
+        try:
+            said.append(f"{number} begins")
+            yield Said([], [Text("x" * 300 if number == 1 else "y")])
+        finally:
+            said.append(f"{number} ends")
+
+    with pytest.raises(UserError, match="tokens, the context only 256"):
+        scripts = [script(number) for number in range(3)]
+        assistant.converse(scripts, few)
+    assert said == ["0 begins", "1 begins", "1 ends", "0 ends"]
+
+
 def test_dropped_turns_are_reported(assistant):
     """A context of 256: 200 tokens of two turns and an answer of 60."""
     old = [*[V.text.start] * 150, V.eoh, V.ins, V.res, V.eom]
