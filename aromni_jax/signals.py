@@ -24,6 +24,7 @@ class NotedSignals:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._raises = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> NotedSignals:
@@ -42,14 +43,22 @@ class NotedSignals:
         del frame
         self.name = signal.Signals(number).name
         signal.signal(number, self._before[number])
+        if self._raises:
+            raise KeyboardInterrupt(self.name)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """In this block one also raises KeyboardInterrupt, though it may be lost; so does one that came before.
 
-class HeardSignals(NotedSignals):
-    """Notes them, and raises KeyboardInterrupt at once, though it may be lost: for work that waits for processes."""
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        super()._note(number, frame)
-        raise KeyboardInterrupt(self.name)
+        For work that waits for other processes, and holds no lock that others need, such as that of a progress bar.
+        """
+        self._raises = True
+        try:
+            if self.name:
+                raise KeyboardInterrupt(self.name)
+            yield
+        finally:
+            self._raises = False
 
 
 @contextlib.contextmanager

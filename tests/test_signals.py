@@ -10,7 +10,7 @@ import weakref
 import pytest
 
 from aromni_jax import store
-from aromni_jax.signals import HeardSignals, NotedSignals, heard_everywhere
+from aromni_jax.signals import NotedSignals, heard_everywhere
 
 
 def press():
@@ -78,13 +78,20 @@ def test_noted_signals_stay_noted():
         pytest.fail("not heard")
 
 
-def test_heard_signals_are_raised_and_stay_noted():
-    before = signal.getsignal(signal.SIGINT)
-    with HeardSignals() as heard:
-        with pytest.raises(KeyboardInterrupt, match="SIGINT"):
-            press()
-        assert heard.name == "SIGINT"
-    assert signal.getsignal(signal.SIGINT) is before
+def test_at_once_they_are_raised_too_and_stay_noted():
+    with NotedSignals() as noted:
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"), noted.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        assert noted.name == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"), noted.at_once():
+            pytest.fail("it came before")
+    with NotedSignals() as noted:
+        with noted.at_once():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0)
+        assert noted.name == "SIGTERM"
 
 
 def test_other_dropped_errors_are_still_said(monkeypatch):

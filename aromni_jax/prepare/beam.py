@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from aromni_jax.errors import UserError
 from aromni_jax.prepare.media import progress_bar
-from aromni_jax.signals import HeardSignals, NotedSignals
+from aromni_jax.signals import NotedSignals
 
 if TYPE_CHECKING:
     from aromni_jax.prepare.corpus import Job
@@ -46,10 +46,7 @@ def run_pipeline(job: Job, counts: Sequence[int], options: Sequence[str], progre
     todo = list(plan_offsets(job))
     if not todo:
         return
-    # Raised at once, an interrupt would come anywhere in Beam, whose callbacks drop it: so it is noted, and told. But
-    # workers in other processes hear a Ctrl-C themselves, and end, or are ended here; Beam would wait for them.
-    elsewhere = any(word.startswith(("--runner", "--direct_running_mode")) for word in options)
-    with HeardSignals() if elsewhere else NotedSignals() as signals:
+    with NotedSignals() as signals:
         try:
             _run_noting(signals, job, counts, todo, options, progress)
         except Exception:  # also what the workers say when they were told to stop
@@ -71,11 +68,15 @@ def _run_noting(
     beam, pipeline_options = _load_beam()
     from aromni_jax.prepare.beam_shards import MakeShards
 
+    # Raised at once, an interrupt would come anywhere in Beam, whose callbacks drop it: so it is noted, and told. But
+    # workers in other processes hear a Ctrl-C themselves, and end, or are ended here; Beam would wait for them.
+    elsewhere = any(word.startswith(("--runner", "--direct_running_mode")) for word in options)
     with _watched(signals, job, counts, [number for number, _ in todo], progress), _quiet():
         try:
             chosen = _parsed(pipeline_options, options)
             runner = None if any(word.startswith("--runner") for word in options) else _LOCAL
-            with beam.Pipeline(runner, options=chosen) as pipeline:
+            hearing = signals.at_once() if elsewhere else contextlib.nullcontext()
+            with hearing, beam.Pipeline(runner, options=chosen) as pipeline:
                 _ = pipeline | beam.Create(todo) | beam.Reshuffle() | beam.ParDo(MakeShards(job))
         except UserError:
             raise

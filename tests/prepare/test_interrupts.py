@@ -76,6 +76,26 @@ def test_a_signal_that_came_too_late_for_the_workers_is_no_success(folder_set, t
     assert contents(out) == contents(expected)
 
 
+def test_a_progress_bar_is_not_interrupted(folder_set, tmp_path, monkeypatch):
+    """Its lock would stay taken, and who closes it would wait for ever."""
+    done = []
+
+    class Bar:
+        def update(self, count):
+            os.kill(os.getpid(), signal.SIGTERM) if not done else None
+            time.sleep(0)
+            done.append(count)
+
+        def unpause(self):
+            pass
+
+    monkeypatch.setattr(beam, "progress_bar", lambda *_: contextlib.nullcontext(Bar()))
+    options = ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        prepare_corpus(open_source(str(folder_set[2]), Columns()), tmp_path / "data", **OPTIONS, beam_options=options)
+    assert done and not (tmp_path / "data").exists()
+
+
 def started(place, out, *options):
     """The command, in a process group of its own."""
     words = ["prepare", str(place), "--codecs", "numbers", "--sequence-length", "256", "--out", str(out), *options]
