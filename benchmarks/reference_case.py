@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from aromni_jax.config import DataConfig, LossConfig, MeshConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from aromni_jax.config import DataConfig, LossConfig, MeshConfig, ModelConfig, OptimizerConfig, RunConfig
 from aromni_jax.data import Batch
 from aromni_jax.data.weights import token_roles, weight_table
 from aromni_jax.vocabulary import JointVocabulary, task_id
@@ -30,7 +30,6 @@ def reference_config() -> RunConfig:
         loss=LossConfig(response_weights={"image_caption": 2.0}, perceptual_weight=0.0),
         optimizer=OptimizerConfig(name="adamw", peak_lr=1e-4, warmup_steps=0, decay="constant", b2=0.999),
         mesh=MeshConfig(),
-        train=TrainConfig(accumulate_steps=2),
     )
 
 

@@ -102,9 +102,10 @@ class Ours:
 
 
 def benchmark_config(data_path: str) -> RunConfig:
-    """configs/numbers.py:demo at a constant learning rate, so that both sides take the same steps."""
-    overrides = [f'data.path="{data_path}"', "optimizer.warmup_steps=0", "optimizer.decay=constant"]
-    return load_config(f"{CONFIG}:demo", overrides)
+    """configs/numbers.py:demo with AdamW at a constant learning rate, so that both sides take the same steps."""
+    optimizer = {"name": "adamw", "peak_lr": 1e-3, "warmup_steps": 0, "decay": "constant"}
+    overrides = [f"optimizer.{name}={value}" for name, value in optimizer.items()]
+    return load_config(f"{CONFIG}:demo", [f'data.path="{data_path}"', *overrides])
 
 
 @dataclasses.dataclass(frozen=True)
