@@ -18,7 +18,7 @@ class Newcomer:
 
     Attributes:
       slots: that its prompt and those of its side rows need.
-      read: slots for what is read of them: `slots`, a half or an eighth of them, at least the smallest prompt's.
+      read: slots for what is read of them, one of `read_slots`.
       source: row of the cache from which the first `keep` tokens of the prompt are taken; they are not read.
     """
 
@@ -38,15 +38,26 @@ def meet(rows: Sequence[Row], held: Sequence[Sequence[int]]) -> list[Newcomer]:
     newcomers = []
     for row, source, keep in zip(rows, source_n.tolist(), keep_n.tolist(), strict=True):
         slots = room([row])
-        # An eighth, a half, or all: as few programs as that, whatever the lengths of the turns.
-        parts = (max(slots // part, SMALLEST_PROMPT) for part in (8, 2, 1))
-        read = next(part for part in parts if part >= len(row.prompt) - keep)
+        read = next(part for part in read_slots(slots) if part >= len(row.prompt) - keep)
         # What is kept and what is read stand in the slots of the prompt read whole: no further shapes of caches.
         keep = min(keep, slots - read)
         if row.side or keep < SMALLEST_PROMPT:
             read, keep = slots, 0
         newcomers.append(Newcomer(row, slots, read, source, keep))
     return newcomers
+
+
+def read_slots(slots: int) -> tuple[int, ...]:
+    """In how many slots the rest of a prompt of `slots` may be read: few, so that there are few programs.
+
+    An eighth, a half, the next smaller bucket, or all.
+    """
+    return (
+        max(slots // 8, SMALLEST_PROMPT),
+        max(slots // 2, SMALLEST_PROMPT),
+        bucket(2 * slots // 3, SMALLEST_PROMPT),
+        slots,
+    )
 
 
 def next_group(newcomers: Sequence[Newcomer]) -> list[Newcomer]:

@@ -12,7 +12,7 @@ from aromni_jax.config import ModelConfig
 from aromni_jax.decoding import Done, Engine, Policy, Request, RequestQueue, State
 from aromni_jax.decoding import loop as loop_module
 from aromni_jax.decoding import pool as pool_module
-from aromni_jax.decoding.newcomers import meet, next_group
+from aromni_jax.decoding.newcomers import meet, next_group, read_slots
 from aromni_jax.decoding.session import SMALLEST_PROMPT
 from aromni_jax.vocabulary import JointVocabulary
 from tests.decoding.clear_model import clear_model
@@ -108,8 +108,8 @@ def test_turns_through_a_queue_equal_turns_read_whole(engine, shapes):
             assert usage.prompt_tokens == len(requests[f"{name}{turn}"].prompt_tokens)
             # Read is what is new, the eom that may stand for an eos, and at most what fills its part of the slots.
             new, slots = lengths[turn] + 2, bucket(usage.prompt_tokens, SMALLEST_PROMPT)
-            part = min(part for part in (slots // 8, slots // 2, slots) if part >= new)
-            assert new - 1 <= usage.fed_tokens <= max(part, SMALLEST_PROMPT)
+            part = next(part for part in read_slots(slots) if part >= new)
+            assert new - 1 <= usage.fed_tokens <= part
 
 
 def test_a_dialog_alone(engine):
@@ -180,7 +180,7 @@ def test_who_is_read_together_and_what_is_kept(held, drawn):
         length, keep = len(row.prompt), newcomer.keep
         assert newcomer.row is row and newcomer.slots == bucket(length, SMALLEST_PROMPT)
         assert length - keep <= newcomer.read and keep + newcomer.read <= newcomer.slots
-        assert newcomer.read in {max(newcomer.slots // part, SMALLEST_PROMPT) for part in (1, 2, 8)}
+        assert newcomer.read in read_slots(newcomer.slots)
         if keep:
             assert held[newcomer.source][:keep] == row.prompt[:keep] and keep < length and not row.side
             assert keep >= SMALLEST_PROMPT
@@ -196,3 +196,9 @@ def test_who_is_read_together_and_what_is_kept(held, drawn):
         assert group[0].keep or not any(n.keep for n in left)
         seen, left = [*seen, *group], [n for n in left if n not in group]
     assert len(seen) == len(newcomers)
+
+
+def test_rests_are_read_in_few_sizes():
+    for slots in BUCKETS:
+        sizes = read_slots(slots)
+        assert list(sizes) == sorted(sizes) and set(sizes) <= set(BUCKETS) and sizes[-1] == slots
