@@ -39,7 +39,7 @@ def run_pipeline(job: Job, counts: Sequence[int], options: Sequence[str], progre
 
     Raises:
       UserError: what a worker raises, no Apache Beam, options that it refuses.
-      KeyboardInterrupt: Ctrl-C or SIGTERM came; the workers have stopped before their next example.
+      KeyboardInterrupt: Ctrl-C or SIGTERM came; the workers have stopped.
     """
     from aromni_jax.prepare.corpus import plan_offsets
 

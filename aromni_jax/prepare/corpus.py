@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ from aromni_jax.vocabulary import TASKS, JointVocabulary
 REJECTS = "rejects.jsonl"
 _RECIPE = 1  # raise it when the same request gives other records
 _ITEMS_PER_SHARD = 512
+_LOOK_SECONDS = 0.2  # between looks whether workers are to stop
 _PLAN, _REQUEST, _FIGURES = "plan.jsonl", "request.json", "figures.json"
 
 
@@ -231,7 +233,7 @@ def make_shard(job: Job, tokeniser: Tokeniser, number: int, offset: int) -> None
     """
     if job.shard(number).is_dir():
         return
-    pictures, seconds = tokeniser.pictures, tokeniser.seconds
+    pictures, seconds, look_again = tokeniser.pictures, tokeniser.seconds, 0.0
     partial = job.folder / f".{number:06d}.{uuid.uuid4().hex[:8]}"
     try:
         partial.mkdir()
@@ -239,8 +241,10 @@ def make_shard(job: Job, tokeniser: Tokeniser, number: int, offset: int) -> None
             writers: dict[tuple[str, str], RecordWriter] = {}
             rejects = stack.enter_context((partial / REJECTS).open("w"))
             for made in tokeniser.examples(job.source.items(part_at(job, offset)), hold_first=number == 0):
-                if job.stopping.exists():
-                    raise UserError("the preparation was interrupted")
+                if time.monotonic() >= look_again:  # not for every example: the folder may be on a network
+                    look_again = time.monotonic() + _LOOK_SECONDS
+                    if job.stopping.exists():
+                        raise UserError("the preparation was interrupted")
                 if isinstance(made, Reject):
                     if job.stop:
                         raise UserError(made.line)

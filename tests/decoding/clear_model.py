@@ -5,7 +5,10 @@ import types
 import jax
 import numpy as np
 
+from aromni_jax.decoding import Policy, State
 from aromni_jax.model import init_params
+
+SAMPLED = dict.fromkeys(State, Policy(temperature=1.3, top_p=0.95, repetition_penalty=1.2))
 
 
 def clear_model(config, vocabulary, seed):

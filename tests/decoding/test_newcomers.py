@@ -9,20 +9,19 @@ from hypothesis import strategies as st
 
 from aromni_jax.buckets import bucket
 from aromni_jax.config import ModelConfig
-from aromni_jax.decoding import Done, Engine, Policy, Request, RequestQueue, State
+from aromni_jax.decoding import Done, Engine, Request, RequestQueue
 from aromni_jax.decoding import loop as loop_module
 from aromni_jax.decoding import pool as pool_module
 from aromni_jax.decoding.newcomers import meet, next_group, read_slots
 from aromni_jax.decoding.session import SMALLEST_PROMPT
 from aromni_jax.vocabulary import JointVocabulary
-from tests.decoding.clear_model import clear_model
+from tests.decoding.clear_model import SAMPLED, clear_model
 
 V = JointVocabulary.compact(text_pieces=64, image_codes=6, image_tokens=3, speech_codes=7)
 CONFIG = ModelConfig(
     vocab_size=V.size, dim=32, layers=1, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, max_positions=512, norm_eps=3e-5
 )
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256)
-SAMPLED = dict.fromkeys(State, Policy(temperature=1.3, top_p=0.95, repetition_penalty=1.2))
 
 
 @pytest.fixture(scope="module")

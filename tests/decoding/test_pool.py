@@ -15,7 +15,6 @@ from aromni_jax.decoding import (
     Engine,
     Grammar,
     Guidance,
-    Policy,
     Request,
     RequestQueue,
     State,
@@ -27,14 +26,13 @@ from aromni_jax.decoding.session import power_of_two
 from aromni_jax.errors import UserError
 from aromni_jax.model import KVCache, split_layers
 from aromni_jax.vocabulary import JointVocabulary
-from tests.decoding.clear_model import clear_model
+from tests.decoding.clear_model import SAMPLED, clear_model
 
 V = JointVocabulary.compact(text_pieces=64, image_codes=6, image_tokens=4, speech_codes=7)
 CONFIG = ModelConfig(
     vocab_size=V.size, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, max_positions=128, norm_eps=4e-5
 )
 PICTURE = [V.boi, *V.image_ids([0, 1, 2, 3]).tolist(), V.eoi]
-SAMPLED = dict.fromkeys(State, Policy(temperature=1.3, top_p=0.95, repetition_penalty=1.2))
 PROGRAMS = ("prefill", "decode", "join", "repack", "grow", "vacant", "empty")
 
 

@@ -10,21 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aromni_jax.config import ModelConfig
-from aromni_jax.decoding import Done, Engine, Guidance, Policy, Request, State, StateChange
+from aromni_jax.decoding import Done, Engine, Guidance, Request, State, StateChange
 from aromni_jax.decoding import loop as loop_module
 from aromni_jax.decoding import pool as pool_module
 from aromni_jax.decoding.guidance import Reads, follow
 from aromni_jax.decoding.session import match
 from aromni_jax.errors import UserError
 from aromni_jax.vocabulary import JointVocabulary
-from tests.decoding.clear_model import clear_model
+from tests.decoding.clear_model import SAMPLED, clear_model
 
 V = JointVocabulary.compact(text_pieces=64, image_codes=6, image_tokens=3, speech_codes=7)
 CONFIG = ModelConfig(
     vocab_size=V.size, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, max_positions=512, norm_eps=3e-5
 )
 PICTURE = [V.boi, *V.image_ids([0, 1, 2]).tolist(), V.eoi]
-SAMPLED = dict.fromkeys(State, Policy(temperature=1.3, top_p=0.95, repetition_penalty=1.2))
 
 
 @pytest.fixture(scope="module")
